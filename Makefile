@@ -1,0 +1,48 @@
+# Two commands do everything on a bare machine with Python >= 3.11: `make run` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The science runs on the cores it was given; libraries that spawn a thread per core on top only slow it down.
+export OMP_NUM_THREADS ?= 2
+ARGS ?=
+
+.PHONY: help env run test test-gpu lint types bench submit clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(READY)  ## create .venv with the tested versions
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python >= 3.11 is needed, $$($(PYTHON) --version) was found"; echo "next: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipelines,sample,xlsx,dev]'
+	@touch $(READY)
+
+run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=..." for your own
+	$(BIN)/python pipelines/full.py $(ARGS)
+
+test: $(READY)  ## all tests that need neither an accelerator nor hours
+	$(BIN)/python -m pytest -m "not gpu and not hours" $(ARGS)
+
+test-gpu: $(READY)  ## the tests that need an accelerator
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(READY)  ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## pyright on the package and the pipelines
+	$(BIN)/pyright
+
+bench: $(READY)  ## what the numbers in docs/ come from
+	$(BIN)/python benchmarks/degradations.py $(ARGS)
+
+submit: $(READY)  ## submit the main job to the running cluster that RAY_ADDRESS names
+	$(BIN)/ray job submit --working-dir . -- python pipelines/full.py $(ARGS)
+
+clean:  ## remove the environment and caches; runs/ (data, models, registry) is kept
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,315 @@
+"""The command line: score pictures, degrade one, draw every operator, check a data set.
+
+Exit codes: 0 all done, 2 wrong usage (bad option, missing file or model), 3 some pictures could not
+be scored or a data set has faults. Errors are two lines on stderr, results go to stdout; torch is
+only imported by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+import dri_iqa
+from dri_iqa import cli_data
+from dri_iqa.terminal import SOME_FAILED, console, friendly, with_progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dri_iqa.scoring import Scorer
+
+MODEL_VARIABLE = "DRI_IQA_MODEL"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="No-reference image quality that also holds for restored pictures.",
+)
+app.add_typer(cli_data.app, name="data")
+
+
+class Format(StrEnum):
+    """Output formats of `score`."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"dri-iqa {dri_iqa.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """No-reference image quality that also holds for restored pictures."""
+
+
+@app.command()
+@friendly("dri-iqa score")
+def score(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Files, folders (searched recursively), glob patterns, s3:// URIs, "
+            "or - for a list of paths on standard input.",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Bundle folder, s3:// or models:/ URI. Default: ${MODEL_VARIABLE}, "
+            "then the champion of the newest run."
+        ),
+    ] = None,
+    crops: Annotated[
+        str | None,
+        typer.Option(
+            help="Number of random crops, uniform25 (a grid), or whole (cover all). "
+            "Default: the model's own, usually 25."
+        ),
+    ] = None,
+    format: Annotated[
+        Format | None, typer.Option(help="Default: by the ending of --out, else table.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Write here (file or s3:// URI) instead of to stdout.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 (faster).")] = "fp32",
+) -> None:
+    """Score pictures: one row each with score, spread over the crops, and error."""
+    from dri_iqa.scoring import load_model, parse_crops
+
+    policy = int(crops) if crops is not None and crops.isdecimal() else crops
+    if policy is not None:
+        parse_crops(policy)
+    form = format or _format_of(out)
+    if form is Format.parquet and out is None:
+        raise ValueError("parquet is a binary format\nGive --out FILE.parquet")
+    found = list(dict.fromkeys(_expand(paths)))
+    scorer = load_model(model or default_model(), precision=precision)
+    rows = []
+    for row in with_progress(scorer.iter_rows(found, crops=policy), len(found)):
+        rows.append({**row, "model": scorer.name})
+    failed = sum(row["error"] is not None for row in rows)
+    _write(rows, form, out)
+    if form is Format.table or out is not None:
+        print(_caption(scorer, len(rows), failed, crops, out), file=sys.stderr)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+@friendly("dri-iqa degrade")
+def degrade(
+    image: Annotated[Path, typer.Argument(help="The picture to degrade.")],
+    recipe: Annotated[
+        str, typer.Option(help='Operators with levels 1..5, e.g. "jpeg:3 gaussian_blur:2".')
+    ],
+    out: Annotated[Path, typer.Option(help="File to write; a lossless PNG keeps every pixel.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the operators' noise.")] = 0,
+) -> None:
+    """Apply a degradation recipe to a picture."""
+    from dri_iqa.degradations import apply_recipe, parse_recipe
+    from dri_iqa.seeds import Purpose, generator
+
+    steps = parse_recipe(recipe)
+    source_HWC = _decode(image)
+    degraded_HWC = apply_recipe(source_HWC, steps, generator(seed, Purpose.DEGRADE, 0, 0, 0))
+    _save(degraded_HWC, out)
+    print(f"{out}: {steps}")
+
+
+@app.command()
+@friendly("dri-iqa gallery")
+def gallery(
+    image: Annotated[Path, typer.Argument(help="The picture to degrade.")],
+    out: Annotated[Path, typer.Option(help="File to write, e.g. gallery.png.")],
+) -> None:
+    """Draw every degradation operator at its five levels."""
+    from dri_iqa.degradations.gallery import gallery as draw
+
+    _save(draw(_decode(image)), out)
+    print(out)
+
+
+def default_model() -> str:
+    """The model that is used when none is named.
+
+    The environment's DRI_IQA_MODEL; else the bundle that the newest champion.json names, of those
+    in ./runs, in the runs of this checkout and in ~/dri-iqa/runs.
+
+    Raises:
+        ValueError: there is none; the message says how to get one.
+    """
+    if named := os.environ.get(MODEL_VARIABLE):
+        return named
+    homes = (Path.cwd(), Path(__file__).resolve().parents[1], Path.home() / "dri-iqa")
+    files = [home / "runs" / "champion.json" for home in homes]
+    there = [file for file in dict.fromkeys(files) if file.is_file()]
+    if not there:
+        raise ValueError(
+            f"no model: neither --model nor {MODEL_VARIABLE} is given and no run has made one\n"
+            "Train one with 'make run', or pass --model FOLDER."
+        )
+    newest = max(there, key=lambda file: file.stat().st_mtime_ns)
+    try:
+        bundle = json.loads(newest.read_text(encoding="utf-8"))["bundle"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{newest} does not name a bundle\nRun 'make run' again, or pass --model FOLDER."
+        ) from None
+    local = "://" not in bundle and not Path(bundle).is_absolute() and ":/" not in bundle
+    return str(newest.parent / bundle) if local else str(bundle)
+
+
+def _expand(paths: Iterable[str]) -> Iterator[str]:
+    """Pictures behind files, folders, patterns, URIs and standard input, in a stable order."""
+    from dri_iqa.images import EXTENSIONS
+
+    for path in paths:
+        place = Path(path).expanduser()
+        if path == "-":
+            yield from (line.strip() for line in sys.stdin if line.strip())
+        elif path.startswith("s3://"):
+            from dri_iqa import storage
+
+            single = path.lower().endswith(EXTENSIONS)
+            listed = [path] if single else storage.list_files(path)
+            yield from _some((p for p in listed if p.lower().endswith(EXTENSIONS)), path)
+        elif place.is_dir():
+            inside = (
+                str(file)
+                for file in sorted(place.rglob("*"))
+                if file.suffix.lower() in EXTENSIONS
+                and file.is_file()
+                and not any(part.startswith(".") for part in file.relative_to(place).parts)
+            )
+            yield from _some(inside, path)
+        elif place.exists():
+            yield str(place)
+        elif glob.has_magic(path):
+            matches = sorted(glob.glob(str(place), recursive=True))
+            yield from _some((match for match in matches if Path(match).is_file()), path)
+        else:
+            raise ValueError(f"no such file or folder: {path}\nCheck the path.")
+
+
+def _some(found: Iterable[str], path: str) -> list[str]:
+    listed = list(found)
+    if not listed:
+        raise ValueError(f"no pictures in {path}\nGive files, folders with pictures, or a pattern.")
+    return listed
+
+
+def _format_of(out: str | None) -> Format:
+    ending = Path(out).suffix.lower().removeprefix(".") if out else "table"
+    return Format(ending) if ending in {form.value for form in Format} else Format.table
+
+
+def _write(rows: list[dict[str, Any]], form: Format, out: str | None) -> None:
+    if form is Format.table and out is None and sys.stdout.isatty():
+        console().print(_score_table(rows))
+        return
+    data = _encode(rows, form)
+    if out is None:
+        sys.stdout.write(data.decode())
+        sys.stdout.flush()
+        return
+    from dri_iqa import storage
+
+    storage.write_bytes(out, data)
+
+
+def _encode(rows: list[dict[str, Any]], form: Format) -> bytes:
+    import pandas as pd
+
+    if form is Format.table:  # aligned, never cut: for pipes and files
+        width = max((len(row["image"]) for row in rows), default=0)
+        return "".join(f"{row['image']:<{width}}  {_result(row)}\n" for row in rows).encode()
+    if form is Format.json:
+        plain = [
+            {key: None if value != value else value for key, value in row.items()} for row in rows
+        ]
+        return (json.dumps(plain, indent=1) + "\n").encode()
+    table = pd.DataFrame(rows, columns=["image", "score", "std", "error", "model"])
+    if form is Format.csv:
+        return table.to_csv(index=False).encode()
+    buffer = io.BytesIO()
+    # An error column without errors would otherwise get a type of its own.
+    table.astype({"error": "string"}).to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _result(row: dict[str, Any]) -> str:
+    if row["error"] is not None:
+        return f"error: {row['error']}"
+    return f"{row['score']:.4f} ± {row['std']:.4f}"
+
+
+def _score_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("image")
+    table.add_column("score", justify="right")
+    table.add_column("± over crops", justify="right")
+    if any(row["error"] is not None for row in rows):
+        table.add_column("error", style="red")
+    for row in rows:
+        good = row["error"] is None
+        cells = [f"{row['score']:.4f}", f"{row['std']:.4f}"] if good else ["", ""]
+        table.add_row(row["image"], *cells, row["error"])
+    return table
+
+
+def _caption(scorer: Scorer, count: int, failed: int, crops: str | None, out: str | None) -> str:
+    scale = scorer.bundle.score
+    direction = "higher" if scale.higher_is_better else "lower"
+    parts = [
+        f"{count} picture{'' if count == 1 else 's'}" + (f", {failed} failed" if failed else ""),
+        f"{scale.name} ({scale.kind} scores, {scale.lo:.4g} to {scale.hi:.4g}, {direction} is "
+        "better)",
+        f"crops {crops or scorer.bundle.scoring.crops}",
+        f"model {scorer.bundle.digest[:12]}",
+    ]
+    return " · ".join([*parts, *([f"written to {out}"] if out else [])])
+
+
+def _decode(path: Path) -> np.ndarray:
+    from dri_iqa.images import ImageError, decode
+
+    try:
+        return decode(path.expanduser().read_bytes())
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}\nGive a JPEG, PNG, WebP, BMP or TIFF picture.") from None
+
+
+def _save(image_HWC: np.ndarray, out: Path) -> None:
+    from PIL import Image
+
+    try:
+        Image.fromarray(image_HWC).save(out, quality=95)
+    except ValueError:
+        raise ValueError(f"{out}: unknown ending\nUse .png, .jpg, .webp, .bmp or .tif.") from None
+
+
+if __name__ == "__main__":
+    app()

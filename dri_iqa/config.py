@@ -1,0 +1,343 @@
+"""The dials of the method: frozen, keyword-only dataclasses with a sentence under each field.
+
+Defaults are the paper's sizes as resolved by the specification; `conf/preset/*.yaml` scales them together.
+`from_dict` turns plain data (composed YAML, a bundle's JSON) into these types and refuses unknown or ill-typed keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, what was got and what was expected."""
+
+
+class StrictConfig:
+    """Mix-in: pydantic refuses keys that are not fields."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradeConfig(StrictConfig):
+    """The degradation chain (paper 3.1, Eq. 1; specification 1.1-1.5)."""
+
+    set: Literal["default", "kadid25", "qpt", "realesrgan"] = "default"
+    """Which operators and groups a chain draws from."""
+    levels: Literal["default", "kadis", "arniqa"] = "default"
+    """Which table gives the parameter of each level."""
+    n_max: int = 6
+    """Groups of a random permutation that a chain may use, i.e. the longest chain."""
+    p_keep: float | dict[str, float] = 0.5
+    """Probability that a slot is executed: one number, or one per group (the p_i of Eq. 1)."""
+    min_ops: int = 0
+    """Shortest chain; 0 lets pristine views through."""
+    level_dist: Literal["half_normal", "uniform"] = "half_normal"
+    """Distribution of the level over 1..5."""
+    level_sigma: float = 2.5
+    """Standard deviation of the half-normal level distribution."""
+    n_scope: Literal["sample", "batch"] = "sample"
+    """Whether the chain length is drawn per view or once per batch."""
+    scope: Literal["region", "image"] = "region"
+    """Degrade a random region of the clean image (cheap) or the whole image (the paper's literal order)."""
+    region: int = 512
+    """Side of that region in pixels; smaller images are used whole."""
+    crop_overlap: tuple[float, float] | None = None
+    """Optional range of the overlap (share of the crop's area) between two crops of one view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DREConfig(StrictConfig):
+    """The Dual-Representation Extractor's encoder and heads (specification 2.1, 2.2)."""
+
+    width: int = 64
+    """Channels of the first layer; each further layer doubles them."""
+    strides: tuple[int, int, int, int, int] = (1, 2, 2, 2, 2)
+    """Stride of each of the five layers."""
+    norm: Literal["bn", "gn", "syncbn"] = "bn"
+    """Normalisation: BatchNorm, GroupNorm or synchronised BatchNorm."""
+    proj: Literal["mlp", "none"] = "mlp"
+    """Projection head of each half before the contrastive loss, or none (pooled maps)."""
+    proj_dim: int = 256
+    """Size of the projected vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoCoConfig(StrictConfig):
+    """Momentum contrast with masked negatives (specification 2.3, 2.4)."""
+
+    queue_size: int = 8192
+    """Keys held per half; a multiple of twice the global batch."""
+    momentum: float = 0.999
+    """EMA factor of the key encoder."""
+    temperature: float = 0.07
+    """Temperature of the quality half, and of the degradation half unless `temperature_deg` is set."""
+    temperature_deg: float | None = None
+    """Temperature of the degradation half where it differs."""
+    w_deg: float = 1.0
+    """Weight of the degradation half's loss."""
+    w_qual: float = 1.0
+    """Weight of the quality half's loss."""
+    deg_exclude_same_types: bool = True
+    """A key with the same set of degradation types is no degradation negative."""
+    in_batch_negatives: bool = True
+    """Keys of the current batch are negatives too."""
+    deg_positive: Literal["same_image", "cross_content"] = "same_image"
+    """The degradation half's positive: the image's own second crop, or also other images under the same recipe."""
+    anchors: Literal["x11", "symmetric"] = "x11"
+    """Anchor x11 only, or x21 as well."""
+    queue_init: Literal["masked", "random"] = "masked"
+    """Unfilled slots are masked out, or filled with random unit vectors as MoCo does."""
+    shuffle_bn: bool = True
+    """Shuffle key crops so that BatchNorm statistics do not give the positive away (2.5)."""
+    reset_queue: bool = False
+    """Empty the queues when stage 2 starts (needed when image ids change meaning)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(StrictConfig):
+    """The image-feature backbone of the predictor, any timm model with intermediate features (3.2)."""
+
+    name: str = "vit_base_patch8_224.augreg_in21k_ft_in1k"
+    """timm model name, with its tag pinned."""
+    weights: str = "pretrained"
+    """`pretrained` (the hub), `none` (random), or the path or URI of a safetensors file with timm's keys."""
+    blocks: tuple[int, ...] = (6, 7, 8, 9)
+    """0-based indices of the blocks (ViT) or feature levels (convolutional) whose outputs are concatenated."""
+    kwargs: dict[str, int] = field(default_factory=dict)
+    """Architecture arguments that scale the timm model, e.g. {embed_dim: 48, depth: 4, num_heads: 3}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig(StrictConfig):
+    """Score predictor: fusion, transposed guidance, Swin, weighted head (3.3, 3.4)."""
+
+    embed_dim: int = 768
+    """Channels after the first stage's 1x1 convolution; half of it after the second."""
+    num_tgb: int = 2
+    """Transposed Guidance Blocks per stage."""
+    tgb_layout: Literal["all", "first"] = "all"
+    """Guide every block of a stage, or only its first (the others become plain TABs)."""
+    cfb_levels: tuple[int, ...] = (4, 5)
+    """1-based DRE layers whose lower halves the Convolutional Fusion Block fuses."""
+    swin_depths: tuple[int, ...] = (2, 2)
+    """Blocks of each Swin layer."""
+    swin_heads: tuple[int, ...] = (4, 4)
+    """Heads of each Swin layer."""
+    window: int = 4
+    """Swin window in tokens."""
+    swin_mlp: int = 768
+    """Hidden width of the Swin MLP (a width, not a ratio)."""
+    swin_scale: float = 0.8
+    """Residual scale of each Swin layer."""
+    dropout: float = 0.1
+    """Dropout of TGB, Swin input and head."""
+    drop_path: float = 0.1
+    """Largest stochastic-depth rate, growing linearly over the Swin blocks."""
+    score_act: Literal["relu", "none"] = "relu"
+    """Final activation of the per-token score."""
+    maniqa_compat: bool = False
+    """Reproduce MANIQA's transpose-reshape of the attention output (needed to load its official weights)."""
+    baseline: Literal["none", "maniqa"] = "none"
+    """`maniqa`: plain TABs and no extractor, the yardstick of the ablation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RAMConfig(StrictConfig):
+    """Restoration-Assistance Module: guided NAFNet (3.5)."""
+
+    width: int = 32
+    """Channels at full resolution; equals half the DRE's width so that guidance needs no resizing."""
+    size: Literal["sidd", "gopro", "light", "tiny"] = "sidd"
+    """Number of NAFBlocks per level."""
+    guidance: Literal["sft", "add", "concat", "da", "none"] = "sft"
+    """How the degradation representation enters at nine points."""
+    guide_channels: Literal["upper", "full"] = "upper"
+    """Guide with the upper halves (Eq. 2) or with whole DRE layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualConfig(StrictConfig):
+    """Perceptual term of the restoration loss (3.7)."""
+
+    backbone: Literal["vgg19", "squeezenet1_1", "none"] = "vgg19"
+    """Feature network, frozen."""
+    weights: str = "pretrained"
+    """`pretrained` (the hub), the path or URI of a safetensors file with torchvision's keys, or `random`."""
+    imagenet_norm: bool = True
+    """Normalise its input with ImageNet's mean and deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StrictConfig):
+    """Everything that decides the shapes of the whole model; stored in every bundle."""
+
+    crop: int = 224
+    """Side of the crops the model is trained and tested on, in pixels."""
+    dre: DREConfig = field(default_factory=DREConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    ram: RAMConfig = field(default_factory=RAMConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(StrictConfig):
+    """Adam with cosine annealing per epoch (2.6, 3.9)."""
+
+    batch_size: int = 64
+    """Global batch over all workers."""
+    epochs: int = 300
+    """Passes over the training set."""
+    lr: float = 2e-4
+    """Learning rate of parameters without a rate of their own."""
+    lr_scale: float = 1.0
+    """Scales the rates of all parameter groups together; what the search tunes."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's moment factors."""
+    weight_decay: float = 1e-8
+    """L2 penalty inside Adam."""
+    eta_min: float = 1e-6
+    """Final rate of the cosine."""
+    t_max: int | None = None
+    """Epochs until the cosine reaches eta_min; None means `epochs`."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up before the cosine."""
+    clip_norm: float | None = None
+    """Largest global gradient norm; None leaves gradients alone."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints inside an epoch; None saves at the end of each epoch."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward."""
+    max_non_finite: int = 10
+    """Steps with a non-finite loss that are skipped before the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(StrictConfig):
+    """Contrastive pre-training of the extractor (section 2)."""
+
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    moco: MoCoConfig = field(default_factory=MoCoConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    n_clean: int | None = 3392
+    """Clean images used; capped by what exists; None takes all."""
+    halves: Literal["dual", "quality"] = "dual"
+    """`quality` trains the lower half only (the paper's V1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(StrictConfig):
+    """Joint training of predictor, restoration and extractor (section 3)."""
+
+    variant: Literal["v1", "v2", "v3", "proposed", "maniqa"] = "proposed"
+    """Which of the paper's variants (Table 3), or the MANIQA baseline."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(batch_size=16, epochs=200, t_max=300)
+    )
+    lr_backbone: float = 1e-5
+    """Learning rate of the backbone."""
+    lr_dre: float = 1e-5
+    """Learning rate of the trainable extractor."""
+    lr_predictor: float = 1e-4
+    """Learning rate of fusion, guidance, Swin and head."""
+    lr_ram: float = 2e-4
+    """Learning rate of the restoration network."""
+    freeze_backbone: bool = False
+    """Keep the backbone as it was loaded."""
+    freeze_bn_stats: bool = True
+    """Use running BatchNorm statistics of extractor and loaded backbone in stage 2 (affine parameters still train)."""
+    w_mos: float = 1.0
+    """Weight of the score loss."""
+    w_res: float = 1.0
+    """Weight of the restoration loss (Eq. 3)."""
+    w_rs: float = 1.0
+    """Weight of the representation loss (Eq. 4-6)."""
+    w_nce: float = 0.1
+    """Weight of the contrastive losses carried on from stage 1."""
+    lambda_perceptual: float = 0.01
+    """The lambda of Eq. 3: weight of the perceptual term inside the restoration loss."""
+    l2_kind: Literal["mse", "norm", "rmse"] = "mse"
+    """How the pixel term's L2 is reduced."""
+    score_loss: Literal["mse", "mse+plcc", "mse+rank"] = "mse"
+    """Score regression loss, optionally with a correlation or ranking term."""
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    ref_source: Literal["auto", "dataset", "aux", "self", "none"] = "auto"
+    """Where restoration targets come from (3.6)."""
+    aux_batch: int = 16
+    """Clean regions drawn per step for the auxiliary stream."""
+    nce_source: Literal["auto", "iqa", "aux", "iqa_pair"] = "auto"
+    """Whose crops carry the contrastive losses in stage 2."""
+    val_crops: int = 5
+    """Crops per validation image at the end of an epoch."""
+    grad_checkpoint: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """Build a configuration from plain data, checking every key and type.
+
+    Args:
+        cls: one of the dataclasses above (or of the pipelines' own).
+        values: nested plain dicts, lists, numbers, strings.
+        where: dotted prefix for messages.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a missing key, or a value of the wrong type.
+    """
+    try:
+        return _adapter(cls).validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(_explain(cls, item, where) for item in error.errors())
+        ) from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain, JSON-ready form of a configuration (tuples become lists)."""
+    return _adapter(type(config)).dump_python(config, mode="json")
+
+
+def known_keys(cls: type, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration type, nested ones included."""
+    keys: list[str] = []
+    hints = _type_hints(cls)
+    for item in dataclasses.fields(cls):
+        keys.append(prefix + item.name)
+        if dataclasses.is_dataclass(hints[item.name]):
+            keys.extend(known_keys(hints[item.name], prefix + item.name + "."))
+    return keys
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """' (did you mean X?)' for the closest valid word, or an empty string."""
+    match = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(cls)
+
+
+def _explain(cls: type, item: Any, where: str) -> str:
+    key = ".".join(str(part) for part in (*((where,) if where else ()), *item["loc"]))
+    local = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden" or item["type"] == "unexpected_keyword_argument":
+        return f"unknown key {key}{nearest(local, known_keys(cls))}"
+    return f"{key}: got {item['input']!r}, {item['msg'][0].lower() + item['msg'][1:]}"

@@ -1,0 +1,86 @@
+"""Where the test-time crops of a picture lie (paper 4.2).
+
+The positions follow from the picture's pixels and the policy, from nothing else: no global random
+state, no file name, no order of a batch.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from dri_iqa.images import ImageError
+from dri_iqa.seeds import Purpose, generator
+
+MAX_CROPS = 10_000
+"""Refuses typing errors, and pictures that would need more to be covered."""
+
+
+def parse_crops(crops: str | int) -> tuple[str, int]:
+    """A crop policy as (kind, number): ("random", 25), ("uniform", 25) or ("whole", 0).
+
+    Raises:
+        ValueError: an unknown policy, a number out of range, or a grid that is not square.
+    """
+    if isinstance(crops, int) and not isinstance(crops, bool):
+        crops = f"random{crops}"
+    if crops == "whole":
+        return "whole", 0
+    match = re.fullmatch(r"(random|uniform)(\d+)", str(crops))
+    if match is None or not 1 <= int(match[2]) <= MAX_CROPS:
+        raise ValueError(
+            f"crops: got {crops!r}, expected a number from 1 to {MAX_CROPS}, "
+            "randomN, uniformN (N a square) or whole"
+        )
+    kind, number = match[1], int(match[2])
+    if kind == "uniform" and round(number**0.5) ** 2 != number:
+        raise ValueError(f"crops: a uniform grid needs a square number (9, 16, 25), got {number}")
+    return kind, number
+
+
+def crop_positions(
+    width: int, height: int, crop: int, crops: str | int = "random25", digest: bytes = b""
+) -> np.ndarray:
+    """Where the crops of one picture lie (paper 4.2: 25 random crops).
+
+    Args:
+        width, height: the picture's size in pixels, neither below `crop`.
+        crop: side of the crops in pixels.
+        crops: `randomN` (or N): uniform over all positions, the last row and column included, the
+            k-th position drawn from (digest, k), so that fewer crops are a prefix of more;
+            `uniformN`: a square grid from edge to edge; `whole`: the fewest crops that cover the
+            picture, evenly spread.
+        digest: the picture's `content_digest`; only random positions need it.
+
+    Returns:
+        (n, 2) int64: x of the left column and y of the top row of each crop.
+
+    Raises:
+        ValueError: a picture smaller than the crop, or an unknown policy.
+    """
+    if width < crop or height < crop:
+        raise ValueError(f"a {width}x{height} picture has no {crop}x{crop} crop; enlarge it first")
+    kind, number = parse_crops(crops)
+    room = (width - crop, height - crop)
+    if kind == "random":
+        if not digest:
+            raise ValueError("random crops need the picture's content digest")
+        words = np.frombuffer(digest, dtype="<u4").tolist()
+        draws = [
+            generator(0, Purpose.SCORE_CROP, *words, k).integers(0, room, endpoint=True)
+            for k in range(number)
+        ]
+        return np.stack(draws).astype(np.int64)
+    if kind == "uniform":
+        counts = (round(number**0.5), round(number**0.5))
+    else:
+        counts = (-(-width // crop), -(-height // crop))
+        if counts[0] * counts[1] > MAX_CROPS:
+            raise ImageError(f"too large to cover ({width}x{height} with {crop}x{crop} crops)")
+    x, y = (
+        # A grid of one crop sits in the middle.
+        np.rint(np.linspace(0, space, count) if count > 1 else np.array([space / 2]))
+        for space, count in zip(room, counts, strict=True)
+    )
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.int64)

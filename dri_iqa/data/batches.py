@@ -1,0 +1,113 @@
+"""Batches as pure functions of the step: what a Ray task or a DataLoader worker calls.
+
+Each is plain data (manifests by URI and digest, schedules, seeds), so it travels to any process and gives the same
+bytes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dri_iqa.config import DegradeConfig
+from dri_iqa.data.manifest import ShardReader, open_reader
+from dri_iqa.data.samples import Streams, sibling_index, stage1_batch, stage2_batch
+from dri_iqa.data.schedule import Schedule
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An ingested data set by place and content."""
+
+    uri: str
+    digest: str
+
+    def open(self) -> ShardReader:
+        """This process's reader; refuses a data set that was ingested again since."""
+        return open_reader(self.uri, self.digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Batches:
+    """Four-crop samples of clean images (paper 3.1, 3.2) for one rank."""
+
+    clean: Source
+    schedule: Schedule
+    degrade: DegradeConfig
+    crop: int
+    run_seed: int
+    rank: int = 0
+    world: int = 1
+    with_clean: bool = False
+
+    @property
+    def max_rows(self) -> int:
+        """Most samples of this rank in one step."""
+        return -(-self.schedule.batch_size // self.world)
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a global step, see `stage1_batch`."""
+        epoch, index = divmod(step, self.schedule.steps_per_epoch)
+        return stage1_batch(
+            self.clean.open(),
+            self.schedule.batch(epoch, index, self.rank, self.world),
+            run_seed=self.run_seed,
+            degrade=self.degrade,
+            crop=self.crop,
+            with_clean=self.with_clean,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Batches:
+    """Scored samples, with the auxiliary clean stream where it is wanted, for one rank."""
+
+    scored: Source
+    schedule: Schedule
+    streams: Streams
+    crop: int
+    run_seed: int
+    score_lo: float
+    score_hi: float
+    higher_is_better: bool
+    train_ids: tuple[int, ...]
+    scores: Mapping[int, float] | None = None
+    """Labels that replace the stored ones (the control with shuffled scores)."""
+    auxiliary: Stage1Batches | None = None
+    """Its schedule has an epoch of its own; step k of stage 2 reads its step k."""
+    rank: int = 0
+    world: int = 1
+    _siblings: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def max_rows(self) -> int:
+        """Most samples of this rank in one step."""
+        return -(-self.schedule.batch_size // self.world)
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a global step, see `stage2_batch`; auxiliary arrays carry the prefix `aux_`."""
+        reader = self.scored.open()
+        if self.streams.views and not self._siblings:
+            self._siblings.update(sibling_index(reader.manifest.table(), self.train_ids))
+        epoch, index = divmod(step, self.schedule.steps_per_epoch)
+        batch = stage2_batch(
+            reader,
+            self.schedule.batch(epoch, index, self.rank, self.world),
+            run_seed=self.run_seed,
+            crop=self.crop,
+            score_lo=self.score_lo,
+            score_hi=self.score_hi,
+            higher_is_better=self.higher_is_better,
+            streams=self.streams,
+            siblings=self._siblings,
+            scores=self.scores,
+        )
+        if self.auxiliary is not None:
+            for name, array in self.auxiliary(step).items():
+                stem, _, shape = name.rpartition("_")
+                batch[f"aux_{stem}_A{shape[1:]}"] = array
+        return batch

@@ -1,0 +1,120 @@
+"""Data sets by name: which reader reads which, and a limit that keeps groups whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from dri_iqa.config import nearest
+from dri_iqa.data.readers.biq2021 import read_biq2021
+from dri_iqa.data.readers.generic import read_csv, read_folder
+from dri_iqa.data.readers.kadid import read_kadid10k
+from dri_iqa.data.readers.koniq import read_koniq10k
+from dri_iqa.data.records import DataError, DataSet, Record
+from dri_iqa.data.sample import read_sample
+from dri_iqa.seeds import Purpose, generator
+
+READERS: dict[str, Callable[..., DataSet]] = {
+    "sample": read_sample,
+    "csv": read_csv,
+    "folder": read_folder,
+    "biq2021": read_biq2021,
+    "kadid10k": read_kadid10k,
+    "koniq10k": read_koniq10k,
+}
+"""Reader of every data set; all but `sample` take the root first, options by keyword."""
+
+
+def read_dataset(
+    name: str, root: str | None, *, limit: int | None = None, seed: int = 0, **options: Any
+) -> DataSet:
+    """The records of a data set; no image is opened.
+
+    Args:
+        name: one of `READERS`.
+        root: folder or URI of the data; the built-in sample needs none.
+        limit: largest number of images; whole groups are kept, spread over subsets and official
+            splits in proportion, by a seeded draw.
+        seed: of that draw, and of the built-in sample.
+        options: the reader's own options, e.g. `score_column` of csv.
+
+    Raises:
+        DataError: unknown data set or option, missing root, nothing in it, missing columns, a path
+            that leaves the root; two lines, the second says what to do.
+    """
+    if name not in READERS:
+        raise DataError(
+            f"unknown data set {name}{nearest(name, list(READERS))}\nKnown: {', '.join(READERS)}."
+        )
+    reader = READERS[name]
+    known = [key for key in inspect.signature(reader).parameters if key not in ("root", "name")]
+    for key in options:
+        if key not in known:
+            listed = ", ".join(known) or "none"
+            raise DataError(
+                f"{name}: unknown option {key}{nearest(key, known)}\nOptions of {name}: {listed}."
+            )
+    if name == "sample":
+        dataset = reader(**{"seed": seed, **options})
+    elif not root:
+        raise DataError(f"{name}: data.root is not set\nSet data.root to the data's folder or URI.")
+    else:
+        dataset = reader(root, **options)
+    _check_found(dataset)
+    return take(dataset, limit, seed)
+
+
+def take(dataset: DataSet, limit: int | None, seed: int = 0) -> DataSet:
+    """A part of a data set with at most `limit` images, in whole groups (see `read_dataset`).
+
+    Raises:
+        DataError: the limit is below 1 or smaller than every group.
+    """
+    if limit is None or limit >= len(dataset.records):
+        return dataset
+    members: dict[str, list[Record]] = defaultdict(list)
+    for record in dataset.records:
+        members[record.group].append(record)
+    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for group in sorted(members):
+        first = members[group][0]
+        strata[first.subset or "", first.split or ""].append(group)
+    # Each stratum's shuffled groups are laid out evenly over (0, 1): any prefix of the merged order
+    # holds every stratum in proportion.
+    order: list[tuple[float, str]] = []
+    for number, key in enumerate(sorted(strata)):
+        rng = generator(seed, Purpose.LIMIT, number)
+        groups = [strata[key][index] for index in rng.permutation(len(strata[key]))]
+        order += [((place + 0.5) / len(groups), group) for place, group in enumerate(groups)]
+    chosen: set[str] = set()
+    count = 0
+    for _, group in sorted(order):
+        if count + len(members[group]) <= limit:
+            chosen.add(group)
+            count += len(members[group])
+    if not chosen:
+        smallest = min(len(group) for group in members.values())
+        raise DataError(
+            f"{dataset.name}: a limit of {limit} images keeps no whole group\n"
+            f"Set data.limit to at least {smallest}."
+        )
+    records = tuple(record for record in dataset.records if record.group in chosen)
+    used = {record.reference for record in records}
+    references = tuple(record for record in dataset.references if record.name in used)
+    return dataclasses.replace(dataset, records=records, references=references)
+
+
+def _check_found(dataset: DataSet) -> None:
+    if not dataset.records:
+        raise DataError(
+            f"{dataset.name}: no images in {dataset.root}\nCheck data.root and the label file."
+        )
+    if all(record.data is None and record.size is None for record in dataset.records):
+        first = dataset.records[0].path
+        raise DataError(
+            f"{dataset.name}: none of the {len(dataset.records)} listed images is below"
+            f" {dataset.root} (for example {first})\nSet data.root to the folder that holds them."
+        )

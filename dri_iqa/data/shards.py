@@ -1,0 +1,387 @@
+"""From records to Parquet shards: what is written, in which shard, and what is set aside.
+
+Planning is cheap and central, writing is a pure function of one plan that any worker can run: the
+same plan gives the same bytes, and a shard that an interrupted ingest finished is not written
+again. Image bytes are stored as they were encoded, unless a pristine image is cut into sub-images
+or a data set's protocol shrinks it; those become PNG.
+
+Shape suffixes: H height, W width, C the three RGB channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dri_iqa import storage
+from dri_iqa.data.records import DataError, DataSet, Record
+from dri_iqa.images import ImageError, decode
+from dri_iqa.seeds import Purpose, generator
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("role", pa.string(), nullable=False),  # image or reference
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("bytes", pa.binary(), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("reference", pa.string()),
+        pa.field("type", pa.string()),
+        pa.field("level", pa.int64()),
+        pa.field("recipe", pa.string()),
+        pa.field("subset", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("width", pa.int64(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+_COMPRESSION = {name: "none" if name == "bytes" else "zstd" for name in SCHEMA.names}
+TILES = 4096
+"""Ids reserved for the sub-images of one image where images are cut."""
+FORMAT = 1
+"""Version of the layout; part of every plan's digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """One shard to write: plain data that travels to a worker."""
+
+    name: str
+    dataset: str
+    root: str | None
+    rows: tuple[tuple[int, str, Record], ...]
+    """(image id, role, record) in the order of writing."""
+    scored: bool
+    """Whether a row without a finite score is set aside."""
+    cut: int | None
+    """Side of sub-images in pixels, or None."""
+    short_side: int | None
+    """Short side that larger images are shrunk to, or None."""
+    min_side: int
+    """Images with a smaller side are set aside."""
+    row_group_rows: int
+    """Rows that are read together."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the shard's bytes, as far as a listing can tell."""
+        rows = []
+        for image_id, role, record in self.rows:
+            values = asdict(record)
+            if record.data is not None:
+                values["data"] = hashlib.sha256(record.data).hexdigest()
+            rows.append((image_id, role, values))
+        value = asdict(replace(self, rows=())) | {"rows": rows, "format": FORMAT}
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """A written shard as the manifest names it."""
+
+    name: str
+    rows: int
+    size: int
+    sha256: str
+    row_group_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """A row that was set aside."""
+
+    image_id: int
+    role: str
+    name: str
+    path: str | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What writing one shard gave."""
+
+    info: ShardInfo
+    quarantined: tuple[Quarantined, ...] = ()
+    resumed: bool = field(default=False, compare=False)
+    """True where an earlier ingest had written it already."""
+
+
+def plan_shards(
+    dataset: DataSet,
+    rows_per_shard: int = 512,
+    *,
+    shard_bytes: int = 96 << 20,
+    cut: int | None = None,
+    min_side: int = 32,
+    row_group_rows: int = 4,
+    seed: int = 0,
+) -> list[ShardPlan]:
+    """Deal a data set's records, and then its references, to shards.
+
+    Scored sets keep their order; clean images are shuffled by the seed, so that neighbours in a
+    shard have nothing in common. Ids follow the data set's order either way (times `TILES` where
+    images are cut), so they do not depend on the seed or on what is set aside.
+
+    Args:
+        dataset: records and references.
+        rows_per_shard: most records of one shard.
+        shard_bytes: a shard is closed before its files exceed this, as far as sizes are known.
+        cut: side in pixels of the sub-images that unscored images are cut into; None keeps them
+        whole. min_side: images with a smaller side are set aside.
+        row_group_rows: rows that are read together; few, because access is random.
+        seed: of the shuffle.
+
+    Raises:
+        DataError: a number below 1.
+    """
+    for key, value in {
+        "rows_per_shard": rows_per_shard,
+        "shard_bytes": shard_bytes,
+        "row_group_rows": row_group_rows,
+        "min_side": min_side,
+        "cut": 1 if cut is None else cut,
+    }.items():
+        if value < 1:
+            raise DataError(f"{key} is {value}\nUse a number of at least 1.")
+    scored = dataset.score_kind != "none"
+    cut = None if scored else cut
+    step = TILES if cut else 1
+    images = [(place * step, "image", record) for place, record in enumerate(dataset.records)]
+    if not scored:
+        rng = generator(seed, Purpose.SHARDS)
+        images = [images[place] for place in rng.permutation(len(images))]
+    first = len(dataset.records) * step
+    rows = images + [
+        (first + place, "reference", record) for place, record in enumerate(dataset.references)
+    ]
+    parts: list[list[tuple[int, str, Record]]] = [[]]
+    weight = 0
+    for row in rows:
+        cost = len(row[2].data) if row[2].data is not None else row[2].size or 0
+        if parts[-1] and (len(parts[-1]) >= rows_per_shard or weight + cost > shard_bytes):
+            parts.append([])
+            weight = 0
+        parts[-1].append(row)
+        weight += cost
+    return [
+        ShardPlan(
+            name=f"shard-{number:05d}.parquet",
+            dataset=dataset.name,
+            root=dataset.root,
+            rows=tuple(part),
+            scored=scored,
+            cut=cut,
+            short_side=dataset.short_side,
+            min_side=min_side,
+            row_group_rows=row_group_rows,
+        )
+        for number, part in enumerate(parts)
+        if part
+    ]
+
+
+def write_shard(plan: ShardPlan, directory: str) -> ShardResult:
+    """Read, check and write the rows of one plan; a pure function of the plan and the files.
+
+    A row is set aside, with the reason, where its file is missing, empty, no image, truncated,
+    corrupt, a decompression bomb or too small, or its score is missing. Beside the shard lies a
+    small record of the result; where that fits the plan and the shard is still there, nothing is
+    done.
+
+    Args:
+        plan: one item of `plan_shards`.
+        directory: URI of the shards.
+
+    Raises:
+        StorageError: the source kept failing, or the directory cannot be written.
+    """
+    target = storage.join(directory, plan.name)
+    receipt = storage.join(directory, "parts", plan.name.replace(".parquet", ".json"))
+    if done := _resume(plan, target, receipt):
+        return done
+    quarantined: list[Quarantined] = []
+    sink = pa.BufferOutputStream()
+    count = 0
+    with pq.ParquetWriter(
+        sink,
+        SCHEMA,
+        use_dictionary=False,
+        compression=_COMPRESSION,  # pyright: ignore[reportArgumentType]
+        write_statistics=False,
+    ) as writer:
+        group: list[dict[str, Any]] = []
+        for row in _rows(plan, quarantined):
+            group.append(row)
+            count += 1
+            if len(group) == plan.row_group_rows:
+                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+                group = []
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+    data = sink.getvalue().to_pybytes() if count else b""
+    info = ShardInfo(
+        name=plan.name,
+        rows=count,
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        row_group_rows=plan.row_group_rows,
+    )
+    if count:
+        storage.write_bytes(target, data, verify=True)
+    result = ShardResult(info=info, quarantined=tuple(quarantined))
+    storage.write_json(
+        receipt,
+        {
+            "plan": plan.digest,
+            "info": asdict(info),
+            "quarantined": [asdict(row) for row in quarantined],
+        },
+    )
+    return result
+
+
+def sub_images(height: int, width: int, side: int) -> list[tuple[int, int, int, int]]:
+    """Where a pristine image is cut: (top, left, height, width) of each part.
+
+    Parts lie side by side from the top left; what is left at the right and the bottom gets a part
+    of its own, flush with the border, where it is at least half a side, and is dropped otherwise
+    (the scheme of BasicSR's extract_subimages.py with step = size). An image that gives one part
+    only is kept whole.
+    """
+
+    def starts(length: int) -> list[int]:
+        if length <= side:
+            return [0]
+        found = list(range(0, length - side + 1, side))
+        if 2 * (length - found[-1] - side) >= side:
+            found.append(length - side)
+        return found
+
+    tops, lefts = starts(height), starts(width)
+    if len(tops) == len(lefts) == 1:
+        return [(0, 0, height, width)]
+    return [(top, left, min(side, height), min(side, width)) for top in tops for left in lefts]
+
+
+def png_bytes(image_HWC: np.ndarray) -> bytes:
+    """An RGB uint8 image as PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(image_HWC).save(stream, "PNG", compress_level=3)
+    return stream.getvalue()
+
+
+def _resume(plan: ShardPlan, target: str, receipt: str) -> ShardResult | None:
+    try:
+        stored = storage.read_json(receipt)
+        if stored["plan"] != plan.digest:
+            return None
+        info = ShardInfo(**stored["info"])
+        rows = tuple(Quarantined(**row) for row in stored["quarantined"])
+    except (FileNotFoundError, storage.StorageError, KeyError, TypeError):
+        return None
+    if info.rows and storage.size(target) != info.size:
+        return None
+    return ShardResult(info=info, quarantined=rows, resumed=True)
+
+
+def _rows(plan: ShardPlan, quarantined: list[Quarantined]) -> Iterator[dict[str, Any]]:
+    for image_id, role, record in plan.rows:
+        try:
+            if plan.scored and role == "image":
+                _check_score(record)
+            data = _source(plan, record)
+            image_HWC = decode(data)
+            _check_zeroed(data)
+            height, width = image_HWC.shape[:2]
+            if min(height, width) < plan.min_side:
+                raise ImageError(f"too small ({width}x{height}, at least {plan.min_side})")
+            parts = _parts(plan, role, data, image_HWC)
+            if len(parts) > TILES:
+                raise ImageError(f"too many sub-images ({len(parts)})")
+        except (ImageError, FileNotFoundError) as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else str(error)
+            quarantined.append(
+                Quarantined(
+                    image_id=image_id,
+                    role=role,
+                    name=record.name,
+                    path=record.path,
+                    reason=reason,
+                )
+            )
+            continue
+        for number, (part, shape) in enumerate(parts):
+            yield {
+                "image_id": image_id + number,
+                "role": role,
+                "name": record.name if len(parts) == 1 else f"{record.name}#{number}",
+                "bytes": part,
+                "score": None if record.score is None else float(record.score),
+                "group": record.group or record.name,
+                "reference": record.reference,
+                "type": record.type,
+                "level": record.level,
+                "recipe": record.recipe,
+                "subset": record.subset,
+                "split": record.split,
+                "width": shape[1],
+                "height": shape[0],
+                "sha256": hashlib.sha256(part).hexdigest(),
+            }
+
+
+def _check_score(record: Record) -> None:
+    if record.score is None or not math.isfinite(record.score):
+        raise ImageError("no score" if record.score is None else f"score is {record.score}")
+
+
+def _source(plan: ShardPlan, record: Record) -> bytes:
+    if record.data is not None:
+        return record.data
+    if record.path is None or plan.root is None:
+        raise FileNotFoundError(record.name)
+    return storage.read_bytes(storage.join(plan.root, record.path))
+
+
+def _check_zeroed(data: bytes) -> None:
+    """A JPEG with a stretch of zeros (a copy that was cut off) decodes to grey in silence."""
+    if not data.startswith(b"\xff\xd8"):
+        return
+    length = max(1024, len(data) // 50)
+    if data.find(bytes(length), data.find(b"\xff\xda")) >= 0:
+        raise ImageError(f"corrupt (more than {length} zero bytes inside)")
+
+
+def _parts(
+    plan: ShardPlan, role: str, data: bytes, image_HWC: np.ndarray
+) -> list[tuple[bytes, tuple[int, int]]]:
+    """The encoded images that a file becomes, with (height, width)."""
+    height, width = image_HWC.shape[:2]
+    changed = False
+    if plan.short_side and min(height, width) > plan.short_side:
+        scale = plan.short_side / min(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = Image.fromarray(image_HWC).resize(size, Image.Resampling.BICUBIC)
+        image_HWC, (width, height), changed = np.array(picture), size, True
+    boxes = [(0, 0, height, width)]
+    if plan.cut and role == "image":
+        boxes = sub_images(height, width, plan.cut)
+    if len(boxes) == 1:
+        return [(png_bytes(image_HWC) if changed else data, (height, width))]
+    return [
+        (png_bytes(image_HWC[top : top + tall, left : left + wide]), (tall, wide))
+        for top, left, tall, wide in boxes
+    ]

@@ -1,0 +1,149 @@
+"""A picture of the operators: one row each, five levels, with names and parameters.
+
+Legend: H, W height and width in pixels; C = 3 channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
+
+from dri_iqa.degradations.core import MIN_SIDE, from_u8, to_u8
+from dri_iqa.degradations.recipe import check_u8
+from dri_iqa.degradations.registry import GROUPS, Operator, get_operator
+from dri_iqa.seeds import Purpose, generator
+
+_MARGIN = 12
+_LABEL = 148
+_CAPTION = 17
+_HEADER = 26
+_INK, _FAINT, _PAPER = (25, 25, 25), (110, 110, 110), (255, 255, 255)
+
+
+def gallery(
+    image_HWC: NDArray[np.uint8],
+    *,
+    operators: Sequence[str] | None = None,
+    levels: str = "default",
+    tile: int = 128,
+    context: int = 192,
+    columns: int = 2,
+    seed: int = 0,
+) -> NDArray[np.uint8]:
+    """Every operator at five levels, shown pixel by pixel (nothing is rescaled).
+
+    The middle of the image is degraded, and the middle of that is shown. Operators with a sign get two rows.
+
+    Args:
+        image_HWC: (H, W, 3) RGB, sides of at least 32.
+        operators: names, in the order wanted; by default the 24 of the default set.
+        levels: table of parameters, `default`, `kadis` or `arniqa`.
+        tile: side of a shown piece in pixels, at least 32; less if the image is smaller.
+        context: side of the piece that is degraded, for operators that look far.
+        columns: number of columns of operators.
+        seed: of the operators' randomness.
+
+    Returns:
+        An (H, W, 3) uint8 picture.
+
+    Raises:
+        ValueError: an image, operator, table or size that cannot be used.
+    """
+    check_u8(image_HWC, "gallery")
+    if tile < MIN_SIDE or columns < 1:
+        raise ValueError(
+            f"gallery: got tile {tile} and columns {columns}, expected at least {MIN_SIDE} and 1"
+        )
+    names = list(operators) if operators is not None else [n for names in GROUPS.values() for n in names]
+    if not names:
+        raise ValueError("gallery: got no operators, expected at least one name")
+    rows: list[tuple[Operator, int]] = []
+    for name in names:
+        operator = get_operator(name)
+        rows.append((operator, 1))
+        if operator.signed and levels == "default":
+            rows.append((operator, -1))
+
+    piece_HWC = from_u8(_middle(image_HWC, max(context, tile)))
+    side = min(tile, *piece_HWC.shape[:2])
+    deep = -(-len(rows) // columns)
+    column_width = _LABEL + 5 * (side + 4) + _MARGIN
+    row_height = side + _CAPTION + 6
+    size = (2 * _MARGIN + columns * column_width, 2 * _MARGIN + _HEADER + deep * row_height)
+    picture = PillowImage.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(picture)
+    for column in range(columns):
+        for level in range(1, 6):
+            x = _MARGIN + column * column_width + _LABEL + (level - 1) * (side + 4)
+            draw.text((x, _MARGIN), f"level {level}", fill=_FAINT, font=_font(13))
+    for index, (operator, sign) in enumerate(rows):
+        left = _MARGIN + index // deep * column_width
+        top = _MARGIN + _HEADER + index % deep * row_height
+        _label(draw, operator, sign, left, top)
+        for level in range(1, 6):
+            rng = generator(seed, Purpose.DEGRADE, 0, index, level)
+            degraded_HWC = operator(piece_HWC, level, rng, levels=levels, sign=sign)
+            x = left + _LABEL + (level - 1) * (side + 4)
+            picture.paste(PillowImage.fromarray(_middle(to_u8(degraded_HWC), side)), (x, top))
+            value = operator.value(level, levels, sign)
+            draw.text((x, top + side + 1), _parameter(operator, value), fill=_FAINT, font=_font(11))
+    return np.array(picture)
+
+
+def save_gallery(image_HWC: NDArray[np.uint8], path: str | Path, **options: object) -> Path:
+    """Write `gallery(image_HWC, **options)` to a PNG or JPEG file, by the path's suffix, and return the path.
+
+    Raises:
+        ValueError: another suffix, or see `gallery`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"gallery: got file name {path.name!r}, expected .png, .jpg or .jpeg")
+    picture = PillowImage.fromarray(gallery(image_HWC, **options))  # pyright: ignore[reportArgumentType]
+    if path.suffix.lower() == ".png":
+        picture.save(path, optimize=True)
+    else:
+        picture.save(path, quality=82, optimize=True)
+    return path
+
+
+def _middle(image_HWC: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    height, width = (min(length, side) for length in image_HWC.shape[:2])
+    top, left = (image_HWC.shape[0] - height) // 2, (image_HWC.shape[1] - width) // 2
+    return np.ascontiguousarray(image_HWC[top : top + height, left : left + width])
+
+
+def _label(draw: ImageDraw.ImageDraw, operator: Operator, sign: int, left: int, top: int) -> None:
+    words = operator.name.split("_")
+    if operator.signed:
+        words.append("(+)" if sign > 0 else "(-)")
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) < 17:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    for number, line in enumerate(lines):
+        draw.text((left, top + 17 * number), line, fill=_INK, font=_font(14))
+    draw.text((left, top + 17 * len(lines) + 3), operator.group, fill=_FAINT, font=_font(11))
+
+
+def _parameter(operator: Operator, value: float) -> str:
+    what, _, unit = operator.unit.partition(", ")
+    return f"{what} {value:g} {unit}".rstrip()
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans, which matplotlib ships, or Pillow's own font without matplotlib."""
+    try:
+        from matplotlib import get_data_path
+    except ImportError:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

@@ -1,0 +1,125 @@
+"""Ingest: a data set as distributed becomes Parquet shards, a manifest and a split; so do its clean companions."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import ray
+
+from dri_iqa import storage
+from dri_iqa.data.datasets import read_dataset
+from dri_iqa.data.manifest import Manifest, publish
+from dri_iqa.data.records import DataError
+from dri_iqa.data.shards import ShardPlan, ShardResult, plan_shards, write_shard
+from dri_iqa.data.splits import Split, make_splits, official_split, save_splits
+from pipelines.runtime.config import digest
+from pipelines.runtime.console import Meter
+from pipelines.runtime.fit import Inputs
+from pipelines.runtime.job import Job, Result, main
+
+
+def ingest(job: Job) -> Result:
+    """Both data sets of a job; returns `inputs` (see `Inputs`) and `counts`."""
+    data = job.config.data
+    scored = _ingest(job, data.name, data.root, data.limit, data.options, clean=False)
+    clean = _ingest(job, data.clean.name, data.clean.root, data.clean.limit, {}, clean=True)
+    split = make_split(job, scored)
+    uri = storage.join(scored.directory, f"split-{split.digest[:12]}.json")
+    save_splits(uri, [split])
+    inputs = Inputs(
+        scored_uri=scored.directory,
+        scored_digest=scored.digest,
+        split_uri=uri,
+        split_digest=split.digest,
+        clean_uri=clean.directory,
+        clean_digest=clean.digest,
+        shuffle_scores=data.shuffle_scores,
+    )
+    parts = {part: len(getattr(split, part)) for part in ("train", "val", "test")}
+    counts = {"scored": scored.counts | parts, "clean": clean.counts}
+    job.console.say(
+        f"    {data.name}: {scored.counts['images']} images with {scored.score_kind} scores in "
+        f"{scored.counts['groups']} references or scenes -> "
+        + ", ".join(f"{n} {p}" for p, n in parts.items())
+    )
+    job.console.say(f"    clean ({data.clean.name}): {clean.counts['images']} images for stage 1")
+    return {"inputs": asdict(inputs), "counts": counts, "score_kind": scored.score_kind}
+
+
+def make_split(job: Job, scored: Manifest) -> Split:
+    """The data set's own split where it has one, else a seeded one by reference or scene."""
+    table = scored.images().to_pydict()
+    ids, groups, parts = table["image_id"], table["group"], table["split"]
+    data = job.config.data
+    if {"train", "val", "test"} <= set(parts):
+        return official_split(ids, groups, parts)
+    return make_splits(
+        ids, groups, seed=data.split_seed, train=1 - data.test_fraction, val=data.val_fraction
+    )
+
+
+def _ingest(
+    job: Job,
+    name: str,
+    root: str | None,
+    limit: int | None,
+    options: dict[str, Any],
+    *,
+    clean: bool,
+) -> Manifest:
+    data = job.config.data
+    if name == "sample":
+        options = {**options, "part": "clean" if clean else "scored"}
+    identity = digest([name, root and os.path.abspath(root), limit, options, data.sub_image, clean])
+    directory = storage.join(job.output, "data", f"{name}-{identity}")
+    if name == "sample" and storage.exists(storage.join(directory, "manifest.json")):
+        return Manifest.load(
+            directory
+        )  # its pixels are computed: nothing outside could have changed
+    dataset = read_dataset(name, root, limit=limit, **options)
+    if not clean and dataset.score_kind == "none":
+        raise DataError(
+            f"data={name} has no scores to train on\nuse it as data.clean.name, or give a scored set"
+        )
+    plans = plan_shards(
+        dataset,
+        data.rows_per_shard,
+        cut=(data.sub_image or None) if clean else None,
+        seed=job.config.seed,
+    )
+    with job.console.progress(f"{name} -> shards") as meter:
+        results = write_shards(plans, directory, job.plan.cpus_per_data_task, meter)
+    return publish(directory, dataset, results, max_bad=data.max_bad)
+
+
+def write_shards(
+    plans: list[ShardPlan], directory: str, cpus: float, meter: Meter
+) -> list[ShardResult]:
+    """Write all shards with Ray tasks; what an earlier run has written is left as it is."""
+    write = ray.remote(num_cpus=cpus, max_retries=3)(write_shard)
+    waiting = list(reversed(plans))
+    running: list[Any] = []
+    results: list[ShardResult] = []
+    at_most = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
+    while waiting or running:
+        while waiting and len(running) < at_most:
+            running.append(write.remote(waiting.pop(), directory))
+        done, running = ray.wait(running, num_returns=1)
+        results += ray.get(done)
+        meter.update(len(results), len(plans), f"{len(results)}/{len(plans)} shards")
+    return results
+
+
+def steps(job: Job) -> None:
+    """The job: ingest, and say where it lies."""
+    job.console.steps = 1
+    with job.connect():
+        result = job.step("ingest", "ingest", lambda: ingest(job))
+    rows = [[name, uri] for name, uri in result["inputs"].items()]
+    job.console.table("Ingested", ["what", "where"], rows)
+
+
+if __name__ == "__main__":
+    main("ingest", steps)

@@ -1,0 +1,192 @@
+"""Ray: start one on this machine or attach to a running one, and plan what each part of a job takes.
+
+Three things are explicit because their defaults bite: the dashboard is on (Ray Train frees the resources of a
+stopped trial through its State API), RAY_ADDRESS reaches every process (several Rays may run on one machine), and
+RAY_AUTH_MODE is stated on both sides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipelines.runtime.config import ClusterConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "dri-iqa"
+TRIAL_CPUS = (
+    0.01  # a Tune trial only waits for its training run; an empty request is refused by Tune
+)
+
+
+class ClusterError(ValueError):
+    """The cluster cannot be reached or is too small; the message says what is missing and what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What each part of the job takes from the cluster."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    cpus_per_data_task: float
+    degrade_resource: float
+    concurrent_trials: int
+    threads: int
+    max_failures: int
+    total_cpus: float
+    total_gpus: float
+
+    def __str__(self) -> str:
+        gpus = f", {self.total_gpus:g} GPUs" if self.total_gpus else ""
+        return (
+            f"{self.total_cpus:g} CPUs{gpus}: {self.workers} training worker(s) x {self.cpus_per_worker:g} CPU, "
+            f"data tasks x {self.cpus_per_data_task:g} CPU, {self.concurrent_trials} trial(s) at a time"
+        )
+
+
+def is_attached(config: ClusterConfig) -> bool:
+    """Whether the job uses a running cluster instead of starting its own."""
+    if config.kind == "auto":
+        return bool(os.environ.get("RAY_ADDRESS"))
+    return config.kind == "attached"
+
+
+def plan_resources(config: ClusterConfig, totals: dict[str, float], trials: int = 0) -> Plan:
+    """Fit the job into the cluster, down to the smallest machine.
+
+    Args:
+        config: what the user asked for.
+        totals: the cluster's resources, as `ray.cluster_resources()` gives them.
+        trials: trials of the search; 0 plans a single training run.
+
+    Raises:
+        ClusterError: one line with the arithmetic, one with what to change.
+    """
+    cpus, gpus = totals.get("CPU", 0.0), totals.get("GPU", 0.0)
+    per_run = config.workers * config.cpus_per_worker + config.cpus_per_data_task + TRIAL_CPUS
+    if per_run > cpus + 1e-9:
+        raise ClusterError(
+            f"not enough CPUs: {config.workers} worker(s) x {config.cpus_per_worker:g} + one data task x "
+            f"{config.cpus_per_data_task:g} + {TRIAL_CPUS:g} = {per_run:g}, the cluster has {cpus:g}\n"
+            "lower cluster.workers or cluster.cpus_per_worker, or add nodes"
+        )
+    gpus_per_run = config.workers * config.gpus_per_worker
+    if gpus_per_run > gpus + 1e-9:
+        raise ClusterError(
+            f"not enough GPUs: {config.workers} worker(s) x {config.gpus_per_worker:g} = {gpus_per_run:g}, "
+            f"the cluster has {gpus:g}\nset cluster.gpus_per_worker=0 to train on CPUs, or add GPU nodes"
+        )
+    degrade = totals.get("degrade", 0.0)
+    if config.degrade_resource > degrade:
+        raise ClusterError(
+            f"a data task asks for {config.degrade_resource:g} of the resource 'degrade', the cluster has {degrade:g}\n"
+            "start worker nodes with --resources='{\"degrade\": N}', or set cluster.degrade_resource=0"
+        )
+    fits = int((cpus + 1e-9) // per_run)
+    if gpus_per_run:
+        fits = min(fits, int((gpus + 1e-9) // gpus_per_run))
+    cores = os.cpu_count() or 1
+    return Plan(
+        workers=config.workers,
+        cpus_per_worker=config.cpus_per_worker,
+        gpus_per_worker=config.gpus_per_worker,
+        cpus_per_data_task=config.cpus_per_data_task,
+        degrade_resource=config.degrade_resource,
+        concurrent_trials=max(1, min(fits, trials or 1)),
+        threads=config.threads or max(1, cores // config.workers),
+        max_failures=config.max_failures,
+        total_cpus=cpus,
+        total_gpus=gpus,
+    )
+
+
+@contextmanager
+def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[str, float]]:
+    """Connect to Ray for the duration of a job; yields the cluster's total resources.
+
+    A Ray started here ends with the block, and with this process should it be killed.
+
+    Raises:
+        ClusterError: nothing answers at the address.
+    """
+    quiet_libraries(verbose)
+    environment = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": os.environ.get(
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
+        ),
+        # A misfit fails loudly instead of being retried for ever.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": os.environ.get(
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120"
+        ),
+    }
+    os.environ.update(environment)
+    common: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+    if is_attached(config):
+        address = os.environ.get("RAY_ADDRESS", "auto")
+        try:
+            ray.init(address=address, runtime_env={"env_vars": environment}, **common)
+        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            raise ClusterError(
+                f"no Ray cluster answers at {address}: {reason}\n"
+                "start one with `ray start --head`, set RAY_ADDRESS, or use cluster=local"
+            ) from None
+    else:
+        port = free_port()
+        os.environ.pop("RAY_ADDRESS", None)
+        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+        # A search starts many small processes; the raylet would warn about each of them.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+        environment |= {
+            "RAY_ADDRESS": f"127.0.0.1:{port}",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        }
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus or os.cpu_count(),
+            include_dashboard=True,
+            object_store_memory=500_000_000,
+            runtime_env={"env_vars": environment},
+            **common,
+        )
+        os.environ.pop("RAY_GCS_SERVER_PORT", None)
+    try:
+        yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
+    finally:
+        ray.shutdown()
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Keep the libraries' progress bars and notices out of the job's own report."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    if verbose:
+        return
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name in ("ray", "ray.train", "ray.tune", "ray.data", "mlflow", "alembic", "optuna"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,202 @@
+"""One training run on Ray Train, done once: its result is kept under the digest of what decided it.
+
+A run is described by plain data. The same description finds the finished result, or the last checkpoint of the
+run that was killed, or starts anew; so a search and the final training share what they have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from dri_iqa import storage
+from dri_iqa.config import to_dict
+from pipelines.runtime.cluster import Plan
+from pipelines.runtime.config import JobConfig, digest
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The ingested data a run reads: manifests by URI and digest."""
+
+    scored_uri: str
+    scored_digest: str
+    split_uri: str
+    split_digest: str
+    clean_uri: str
+    clean_digest: str
+    shuffle_scores: bool = False
+    """Control experiment: permute the scores of training and validation images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Plain data that decides a training run's result, and where it goes."""
+
+    stage: str
+    """`pretrain` or `train`."""
+    config: dict[str, Any]
+    """seed, model, stage1 and (for `train`) stage2, as plain data."""
+    inputs: Inputs
+    workers: int
+    pretrained: Result | None = None
+    """The stage-1 result that stage 2 starts from."""
+
+    @property
+    def identity(self) -> str:
+        """Digest of everything that decides the result."""
+        values = asdict(self)
+        for place in ("scored_uri", "split_uri", "clean_uri"):
+            values["inputs"].pop(place)
+        if self.stage == "pretrain":  # stage 1 never looks at scores
+            values["inputs"] = {"clean_digest": self.inputs.clean_digest}
+        if self.pretrained:
+            values["pretrained"] = self.pretrained["sha256"]
+        return digest(values)
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its folders."""
+        return f"{self.stage}-{self.identity}"
+
+
+def pretrain_spec(config: JobConfig, inputs: Inputs, workers: int) -> RunSpec:
+    """Stage 1 as a configuration describes it."""
+    values = to_dict(config)
+    model = {name: values["model"][name] for name in ("crop", "dre")}
+    return RunSpec(
+        stage="pretrain",
+        config={"seed": config.seed, "model": model, "stage1": values["stage1"]},
+        inputs=inputs,
+        workers=workers,
+    )
+
+
+def train_spec(
+    config: JobConfig, inputs: Inputs, workers: int, pretrained: Result | None
+) -> RunSpec:
+    """Stage 2 as a configuration describes it."""
+    values = to_dict(config)
+    return RunSpec(
+        stage="train",
+        config={name: values[name] for name in ("seed", "model", "stage1", "stage2")},
+        inputs=inputs,
+        workers=workers,
+        pretrained=pretrained,
+    )
+
+
+def finished(spec: RunSpec, output: str) -> Result | None:
+    """The result of a run that was done before, by this or another job."""
+    uri = _result_uri(spec, output)
+    return storage.read_json(uri) if storage.exists(uri) else None
+
+
+def fit(
+    spec: RunSpec,
+    plan: Plan,
+    output: str,
+    *,
+    journal: str | None = None,
+    key: str = "",
+    threads: int | None = None,
+    untrained: bool = False,
+    callbacks: Sequence[UserCallback] = (),
+) -> Result:
+    """Train, or return what was trained before.
+
+    Args:
+        spec: what to train.
+        plan: what it takes from the cluster.
+        output: the job's output folder or URI; results go to `models/`, checkpoints to `checkpoints/`.
+        journal: name of the journal that progress goes to.
+        key: the run's key in the journal and in MLflow.
+        threads: torch threads per worker; None takes the plan's.
+        untrained: also keep the model as it is before the first step, to compare with.
+        callbacks: Ray Train callbacks, e.g. the one that reports to Tune.
+
+    Returns:
+        Plain data: `uri` of the weights, their `sha256`, `history` (a row of metrics per epoch) and `seconds`.
+    """
+    if done := finished(spec, output):
+        return done
+    resources = {"CPU": plan.cpus_per_worker}
+    if plan.gpus_per_worker:
+        resources["GPU"] = plan.gpus_per_worker
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "spec": asdict(spec),
+            "target": storage.join(output, "models", spec.name),
+            "journal": journal,
+            "key": key,
+            "threads": threads or plan.threads,
+            "cpus_per_data_task": plan.cpus_per_data_task,
+            "degrade_resource": plan.degrade_resource,
+            "untrained": untrained,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=bool(plan.gpus_per_worker),
+            resources_per_worker=resources,
+        ),
+        torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+        run_config=RunConfig(
+            name=spec.name,
+            storage_path=storage.join(output, "checkpoints"),
+            callbacks=list(callbacks),
+            failure_config=FailureConfig(
+                max_failures=plan.max_failures, controller_failure_limit=3
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    trainer.fit()
+    done = finished(spec, output)
+    if done is None:
+        raise RuntimeError(f"training ended without a result at {_result_uri(spec, output)}")
+    return done
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """What each worker of the group runs."""
+    import torch
+
+    from pipelines.runtime.journal import JournalWriter
+    from pipelines.runtime.loop import train
+    from pipelines.runtime.setups import SETUPS, export
+
+    torch.set_num_threads(settings["threads"])
+    values: dict[str, Any] = dict(settings["spec"])
+    values["inputs"] = Inputs(**values["inputs"])
+    spec = RunSpec(**values)
+    context = ray.train.get_context()
+    training, describe = SETUPS[spec.stage](
+        spec, settings, context.get_world_rank(), context.get_world_size()
+    )
+    if context.get_world_rank() == 0:
+        training.journal = JournalWriter(settings["journal"])
+        training.key = settings["key"]
+    before = storage.join(settings["target"], "untrained")
+    if settings["untrained"] and context.get_world_rank() == 0 and not storage.exists(before):
+        export(training.stage, spec, before, describe)
+    history = train(training)
+    if context.get_world_rank() == 0:
+        result = export(training.stage, spec, settings["target"], describe) | {"history": history}
+        storage.write_json(storage.join(settings["target"], "result.json"), result)
+
+
+def untrained_bundle(result: Result) -> str:
+    """Where `fit(..., untrained=True)` keeps the model as it was before the first step."""
+    return storage.join(result["uri"].rpartition("/")[0], "untrained", "bundle")
+
+
+def _result_uri(spec: RunSpec, output: str) -> str:
+    return storage.join(output, "models", spec.name, "result.json")

@@ -1,0 +1,231 @@
+"""One job: its identity, its folder, its finished steps, its voice, and how it fails.
+
+A job's name is derived from its configuration, so the same command finds what it has done before: finished steps
+are read back, a finished job says so. Errors that a person can mend are two lines and exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dri_iqa import storage
+from dri_iqa.config import ConfigError, to_dict
+from pipelines.runtime import config as configuration
+from pipelines.runtime.config import JobConfig
+from pipelines.runtime.console import Console, duration
+
+Result = dict[str, Any]
+VERSIONED = (
+    "ray",
+    "torch",
+    "torchvision",
+    "timm",
+    "mlflow",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+    "optuna",
+)
+
+
+class Job:
+    """A configured job in its folder. `connect()` gives it a cluster, tracking and a journal."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self.config = config
+        self.console = Console()
+        self.output = resolve_output(config.output)
+        self.config = replace(config, output=self.output)
+        self.identity = configuration.digest(_identity(config))
+        self.name = config.run or f"{config.job}-{config.data.name}-{self.identity[:8]}"
+        self.directory = storage.join(self.output, "jobs", self.name)
+        storage.check_writable(self.directory)
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[None]:
+        """Tracking, Ray, the plan and the journal, for the duration of the block."""
+        from pipelines.runtime.cluster import connect, plan_resources, quiet_libraries
+        from pipelines.runtime.journal import Journal
+        from pipelines.runtime.tracking import Tracker
+
+        quiet_libraries(self.config.verbose)
+        self.tracker = Tracker(self.config.tracking, self.output)
+        with connect(self.config.cluster, verbose=self.config.verbose) as totals:
+            self.plan = plan_resources(self.config.cluster, totals, self.config.search.trials)
+            self.console.say(f"cluster   {self.plan}")
+            self.console.say(f"tracking  {self.tracker.uri}")
+            self.journal = Journal(f"journal-{self.name}")
+            self.tracker.run(self.name, self.name, params=_identity(self.config))
+            self.tracker.text(self.name, configuration.to_yaml(self.config), "config.yaml")
+            self.tracker.json(self.name, versions(), "versions.json")
+            self.tracker.tags(
+                self.name,
+                {"mlflow.source.git.commit": git_commit(), "dri_iqa.scores": self.config.data.name},
+            )
+            try:
+                with self.tracker.closing(self.name):
+                    yield
+            finally:
+                self.journal.close()
+
+    def step(
+        self, name: str, title: str, work: Callable[[], Result], identity: Any = None
+    ) -> Result:
+        """Do a step once: its result is stored, and read back when the same command runs again.
+
+        Args:
+            name: file name of the record.
+            title: what the person reads.
+            work: returns plain data.
+            identity: plain data the result depends on besides the job's configuration.
+        """
+        self.console.headline(title)
+        uri = storage.join(self.directory, "steps", f"{name}.json")
+        key = configuration.digest([self.identity, identity])
+        if storage.exists(uri):
+            record = storage.read_json(uri)
+            if record["identity"] == key:
+                self.console.say(f"    done before ({record['finished']}), taken as it is")
+                return record["result"]
+        started = time.monotonic()
+        result = work()
+        seconds = time.monotonic() - started
+        finished = datetime.now().astimezone().isoformat(timespec="seconds")
+        storage.write_json(
+            uri,
+            {"identity": key, "result": result, "seconds": round(seconds, 1), "finished": finished},
+        )
+        self.console.say(f"    done in {duration(seconds)}")
+        return result
+
+    def seconds(self) -> dict[str, float]:
+        """Duration of every step done so far, in the run that did it."""
+        steps = storage.list_files(storage.join(self.directory, "steps"), suffix=".json")
+        return {Path(uri).stem: storage.read_json(uri)["seconds"] for uri in steps}
+
+    @property
+    def summary_uri(self) -> str:
+        """Where a finished job keeps what it printed last."""
+        return storage.join(self.directory, "finished.json")
+
+
+def main(job: str, steps: Callable[[Job], None], argv: list[str] | None = None) -> None:
+    """Parse the command line, run the job, and end the process with its exit code."""
+    sys.exit(run(job, steps, sys.argv[1:] if argv is None else argv))
+
+
+def run(job: str, steps: Callable[[Job], None], argv: list[str]) -> int:
+    """Run a job; returns 0, 2 for what the user can mend, 130 when interrupted, 1 for anything else."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(usage(job))
+        return 0
+    try:
+        steps(Job(configuration.compose(job, argv)))
+    except KeyboardInterrupt:
+        _complain("interrupted", "start the same command again to go on from the last checkpoint")
+        return 130
+    except Exception as error:
+        mendable = _mendable(error)
+        if mendable is None:
+            traceback.print_exc()
+            _complain(
+                f"{type(error).__name__} (traceback above)",
+                "start the same command again to resume; verbose=true shows Ray's own logs",
+            )
+            return 1
+        head, _, rest = str(mendable).strip().partition("\n")
+        _complain(head, rest.strip() or f"see `python pipelines/{job}.py --help`")
+        return 2
+    return 0
+
+
+def usage(job: str) -> str:
+    """What `--help` prints."""
+    lines = [f"python pipelines/{job}.py [group=option] [dotted.key=value]", "", "groups:"]
+    lines += [
+        f"  {name:10} {' | '.join(options)}" for name, options in configuration.groups().items()
+    ]
+    lines += ["", "keys (defaults are those of preset=paper):"]
+    values = to_dict(JobConfig())
+    for key in configuration.valid_keys():
+        node: Any = values
+        for part in key.split("."):
+            node = node[part]
+        if not isinstance(node, dict):
+            lines.append(f"  {key} = {node}")
+    return "\n".join(lines)
+
+
+def resolve_output(output: str) -> str:
+    """The output folder as an absolute path or URI.
+
+    `ray job submit --working-dir` runs in a temporary copy of the project that Ray deletes later; a relative
+    output then means the submitting user's home on the head node.
+    """
+    if "://" in output or os.path.isabs(output):
+        return output
+    if "runtime_resources" in Path.cwd().parts:
+        return str(Path.home() / "dri-iqa" / output)
+    return str(Path.cwd() / output)
+
+
+def git_commit() -> str:
+    """The commit of the running code, or `unknown` outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    answer = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() if answer.returncode == 0 else "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide a run's numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _identity(config: JobConfig) -> dict[str, Any]:
+    """What decides a job's results: everything but where it writes and how loud it is."""
+    from pipelines.runtime.cluster import is_attached
+
+    values = to_dict(config)
+    for key in ("output", "run", "verbose", "tracking"):
+        values.pop(key)
+    values["cluster"] = {"attached": is_attached(config.cluster), "workers": config.cluster.workers}
+    return values
+
+
+def _mendable(error: BaseException | None) -> BaseException | None:
+    """The error of ours inside Ray's wrappers, if that is what it was."""
+    from dri_iqa.data.records import DataError
+    from pipelines.runtime.cluster import ClusterError
+    from pipelines.runtime.tracking import TrackingError
+
+    ours = (ConfigError, DataError, storage.StorageError, ClusterError, TrackingError)
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, ours):
+            return getattr(error, "cause", None) or error
+        causes = list(getattr(error, "worker_failures", {}).values())
+        error = causes[0] if causes else getattr(error, "cause", None) or error.__cause__
+        seen += 1
+    return None
+
+
+def _complain(what: str, then: str) -> None:
+    print(f"error: {storage.redact(what)}\nnext: {storage.redact(then)}", file=sys.stderr)

@@ -1,0 +1,208 @@
+"""The model registry: a bundle becomes a version of a registered model that loads anywhere by alias.
+
+The registered model is code, safetensors and JSON: no pickle. It carries the science package, so its environment
+needs only the pinned requirements below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dri_iqa import storage
+from pipelines.runtime.cluster import ROOT
+from pipelines.runtime.tracking import Tracker
+
+# What importing `dri_iqa.load_model` and scoring a picture needs, besides the science package itself.
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "timm",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pyarrow",
+    "safetensors",
+)
+PYFUNC = Path(__file__).with_name("pyfunc_model.py")
+
+_PULL = """
+import base64, json, os, sys
+import mlflow, pandas as pd
+image = base64.b64decode(sys.stdin.read())
+model = mlflow.pyfunc.load_model(os.environ["DRI_IQA_CHECK_MODEL"])
+table = model.predict(pd.DataFrame({"image": [image]}))
+print("RESULT " + json.dumps(table.drop(columns="image").iloc[0].to_dict()))
+"""
+
+
+def register(
+    tracker: Tracker,
+    key: str,
+    parent: str,
+    *,
+    bundle: str,
+    name: str,
+    alias: str,
+    example: bytes,
+    card: str,
+    tags: dict[str, str],
+) -> dict[str, Any]:
+    """Register a bundle as a new version and move the alias to it.
+
+    Args:
+        tracker: where to.
+        key: stable key of the run that holds the registration; registering twice under it gives one version.
+        parent: key of the job's run.
+        bundle: folder or URI of the bundle.
+        name: registered model.
+        alias: alias to set; the version that had it before gets `previous`.
+        example: an encoded image, stored as the input example.
+        card: the model card, Markdown.
+        tags: facts about the version.
+
+    Returns:
+        `version`, `uri` (by version) and `model` (by alias).
+    """
+    import mlflow
+    import pandas as pd
+    from mlflow.models.signature import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    run_id = tracker.run(key, "register", parent=parent)
+    client = tracker.client
+    known = [version for version in _versions(client, name) if version.run_id == run_id]
+    if known:
+        version = str(known[0].version)
+    else:
+        signature = ModelSignature(
+            inputs=Schema([ColSpec(DataType.binary, "image")]),
+            outputs=Schema(
+                [
+                    ColSpec(DataType.string, "image"),
+                    ColSpec(DataType.double, "score"),
+                    ColSpec(DataType.double, "std"),
+                    ColSpec(DataType.string, "error", required=False),
+                ]
+            ),
+            params=ParamSchema(
+                [
+                    ParamSpec("crops", DataType.integer, 25),
+                    ParamSpec("batch_size", DataType.integer, 64),
+                ]
+            ),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            local = _localise(bundle, Path(folder) / "bundle")
+            (Path(folder) / "MODEL_CARD.md").write_text(card)
+            previous = mlflow.get_tracking_uri()
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+            mlflow.set_tracking_uri(tracker.uri)
+            mlflow.set_registry_uri(tracker.uri)
+            try:
+                with mlflow.start_run(run_id=run_id):
+                    info = mlflow.pyfunc.log_model(
+                        name="model",
+                        python_model=str(PYFUNC),
+                        artifacts={
+                            "bundle": str(local),
+                            "card": str(Path(folder) / "MODEL_CARD.md"),
+                        },
+                        code_paths=[str(ROOT / "dri_iqa")],
+                        signature=signature,
+                        input_example=pd.DataFrame({"image": [example]}),
+                        pip_requirements=requirements(),
+                        registered_model_name=name,
+                    )
+            finally:
+                mlflow.set_tracking_uri(previous)
+        version = str(info.registered_model_version)
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, version, tag, value)
+    client.update_model_version(name, version, description=card)
+    current = client.get_registered_model(name).aliases.get(alias)
+    if current is not None and str(current) != version and alias == "champion":
+        client.set_registered_model_alias(name, "previous", str(current))
+    client.set_registered_model_alias(name, alias, version)
+    tracker.end(key)
+    return {
+        "version": version,
+        "uri": f"models:/{name}/{version}",
+        "model": f"models:/{name}@{alias}",
+    }
+
+
+def requirements() -> list[str]:
+    """Pinned versions of what the registered model imports."""
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def pull_and_score(model: str, tracking_uri: str, image: bytes) -> dict[str, Any]:
+    """Pull a model by its registry URI in a new process, elsewhere, and score one picture with it.
+
+    Returns:
+        `score`, `std`, `error` as that process saw them.
+
+    Raises:
+        RuntimeError: the process failed; the message is its last line.
+    """
+    import base64
+
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "DRI_IQA_CHECK_MODEL": model,
+    }
+    with tempfile.TemporaryDirectory() as elsewhere:
+        answer = subprocess.run(
+            [sys.executable, "-c", _PULL],
+            input=base64.b64encode(image).decode(),
+            capture_output=True,
+            text=True,
+            cwd=elsewhere,
+            env=environment,
+            timeout=600,
+            check=False,
+        )
+    results = [line for line in answer.stdout.splitlines() if line.startswith("RESULT ")]
+    if answer.returncode or not results:
+        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError(f"the registered model does not load in another process: {last}")
+    return json.loads(results[-1].removeprefix("RESULT "))
+
+
+def fetch_bundle(uri: str) -> str:
+    """The local bundle of a registered model: `models:/name@alias` or `models:/name/version`.
+
+    The registry is the one that MLFLOW_TRACKING_URI names, else the embedded one in `./runs` or the project's `runs`.
+    """
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        for folder in (Path.cwd() / "runs", ROOT / "runs", Path.home() / "dri-iqa" / "runs"):
+            if (folder / "mlflow.db").exists():
+                mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+                break
+    folder = Path(download_artifacts(artifact_uri=uri))
+    return str(folder / "artifacts" / "bundle")
+
+
+def _versions(client: Any, name: str) -> list[Any]:
+    return list(client.search_model_versions(f"name = '{name}'"))
+
+
+def _localise(uri: str, folder: Path) -> Path:
+    """A local copy of a bundle, whatever store it is in."""
+    folder.mkdir(parents=True)
+    for file in storage.list_files(uri):
+        (folder / file.rpartition("/")[2]).write_bytes(storage.read_bytes(file))
+    return folder

@@ -1,0 +1,205 @@
+"""Search with Ray Tune: every trial is a training run of its own (nested Ray Train), losers are stopped by ASHA.
+
+Stage 1 depends on the temperature only, so it is trained once per temperature and shared: by trials at the same
+time, by trials later on, and by the final training. What the trials reported is kept as JSON; a search that was
+killed replays it, goes on with the trials that were running from their checkpoints, and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from dri_iqa import storage
+from dri_iqa.config import from_dict, to_dict
+from dri_iqa.seeds import Purpose, seed_of
+from pipelines.runtime.cluster import TRIAL_CPUS, Plan
+from pipelines.runtime.config import Dimension, JobConfig, digest, replace_keys
+from pipelines.runtime.console import Meter
+from pipelines.runtime.fit import Inputs, Result, RunSpec, fit, pretrain_spec, train_spec
+from pipelines.runtime.tracking import Tracker
+from pipelines.runtime.trials import METRIC, TrialLog, TrialReport, summary, trial_key
+
+
+def search(
+    config: JobConfig,
+    inputs: Inputs,
+    plan: Plan,
+    *,
+    name: str,
+    journal: str,
+    tracker: Tracker,
+    key: str,
+    meter: Meter,
+) -> Result:
+    """Find lambda, learning rate and temperature.
+
+    Args:
+        config: the job; `config.search` says what is searched and with which budget.
+        inputs: ingested data.
+        plan: resources of one run, and how many trials at a time.
+        name: folder of the search below `<output>/search`.
+        journal: name of the journal.
+        tracker: where each trial gets a nested run.
+        key: key of the parent run.
+        meter: shows progress.
+
+    Returns:
+        `changes` (dotted key -> value of the best trial), `best` and `trials` (rows of plain data).
+
+    Raises:
+        RuntimeError: no trial got as far as one epoch.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the report is ours
+    folder = storage.join(config.output, "search", name)
+    log = TrialLog(storage.join(folder, "trials.json"))
+    pool: Any = ray.remote(num_cpus=0)(_Stage1Pool).remote()
+    scratch = storage.join(folder, "tune")
+    trial = tune.with_parameters(
+        _trial,
+        config=to_dict(config),
+        inputs=asdict(inputs),
+        plan=asdict(plan),
+        journal=journal,
+        key=key,
+        pool=pool,
+        replay=log.replay(),
+    )
+    try:
+        tune.Tuner(
+            tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
+            param_space={item.key: domain(item) for item in config.search.space.values()},
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=config.search.trials,
+                max_concurrent_trials=plan.concurrent_trials,
+                search_alg=OptunaSearch(
+                    metric=METRIC,
+                    mode="max",
+                    seed=seed_of(config.seed, Purpose.SEARCH) % 2**32,
+                    points_to_evaluate=log.points() or first_point(config) or None,
+                ),
+                scheduler=ASHAScheduler(
+                    time_attr="epoch",
+                    # One more than the budget: a trial that reaches it ends by itself instead of being killed.
+                    max_t=config.search.epochs + 1,
+                    grace_period=config.search.grace_epochs,
+                    reduction_factor=config.search.reduction,
+                ),
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[TrialReport(log, tracker, key, meter, config)],
+                failure_config=tune.FailureConfig(max_failures=1),
+            ),
+        ).fit()
+    finally:
+        ray.kill(pool)
+        storage.delete(scratch)
+    trials = [summary(name, found, config.search.epochs) for name, found in log.trials.items()]
+    done = [found for found in trials if found[METRIC] is not None]
+    if not done:
+        errors = [found["error"] for found in trials if found["error"]]
+        raise RuntimeError(
+            f"no trial finished an epoch; the first error: {(errors or ['none'])[0]}"
+        )
+    best = max(done, key=lambda found: (not found["stopped_early"], found[METRIC]))
+    return {"changes": best["changes"], "best": best, "trials": trials}
+
+
+def domain(dimension: Dimension) -> Any:
+    """A dial's range as Tune understands it."""
+    if dimension.choices:
+        return tune.choice(list(dimension.choices))
+    if dimension.low is None or dimension.high is None:
+        raise ValueError(f"{dimension.key} is searched without low and high, or choices")
+    sampler = tune.loguniform if dimension.log else tune.uniform
+    return sampler(dimension.low, dimension.high)
+
+
+def trial_config(config: JobConfig, changes: dict[str, float]) -> JobConfig:
+    """The job's configuration with a trial's values and a trial's budget."""
+    budget: dict[str, Any] = {"stage2.optim.epochs": config.search.epochs}
+    if config.search.stage1_epochs is not None:
+        budget["stage1.optim.epochs"] = config.search.stage1_epochs
+    return replace_keys(config, budget | changes)
+
+
+def first_point(config: JobConfig) -> list[dict[str, float]]:
+    """The configured values are the first trial, where the space holds them."""
+    values = to_dict(config)
+    point: dict[str, Any] = {}
+    for dimension in config.search.space.values():
+        node: Any = values
+        for part in dimension.key.split("."):
+            node = node[part]
+        inside = (
+            node in dimension.choices
+            if dimension.choices
+            else node is not None and (dimension.low or 0) <= node <= (dimension.high or 0)
+        )
+        if not inside:
+            return []
+        point[dimension.key] = node
+    return [point]
+
+
+def _trial(
+    changes: dict[str, float],
+    *,
+    config: dict[str, Any],
+    inputs: dict[str, Any],
+    plan: dict[str, Any],
+    journal: str,
+    key: str,
+    pool: Any,
+    replay: dict[str, dict[str, Any]],
+) -> None:
+    before = replay.get(digest(changes), {"rows": [], "ended": False})
+    for row in before["rows"]:
+        tune.report(row)
+    if before["ended"]:
+        return
+    job = trial_config(from_dict(JobConfig, config), changes)
+    resources = Plan(**plan)
+    data = Inputs(**inputs)
+    threads = max(1, resources.threads // resources.concurrent_trials)
+    pretrained: Any = None
+    if job.stage2.variant != "maniqa":
+        spec = pretrain_spec(job, data, resources.workers)
+        waiting: Any = ray.get(pool.train.remote(spec, resources, job.output, threads))
+        pretrained = ray.get(waiting[0])
+    result = fit(
+        train_spec(job, data, resources.workers, pretrained),
+        resources,
+        job.output,
+        journal=journal,
+        key=trial_key(key, changes),
+        threads=threads,
+        callbacks=[TuneReportCallback()],
+    )
+    # Killed between the last epoch and Tune's record of it, the run had nothing left to report by itself.
+    tune.report(result["history"][-1])
+
+
+class _Stage1Pool:
+    """Trains stage 1 once for each description, whoever asks first; the others wait for the same result."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Any] = {}
+
+    def train(self, spec: RunSpec, plan: Plan, output: str, threads: int) -> list[Any]:
+        if spec.identity not in self._runs:
+            task: Any = ray.remote(num_cpus=0, max_retries=0)(fit)
+            self._runs[spec.identity] = task.remote(spec, plan, output, threads=threads)
+        return [self._runs[spec.identity]]  # listed: the reference itself travels, not the result

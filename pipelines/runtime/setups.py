@@ -1,0 +1,294 @@
+"""From a run's description to what the loop needs: the stage, its batches, its validation, its export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from dri_iqa import storage
+from dri_iqa.bundle import ScoreScale, save_bundle
+from dri_iqa.config import ModelConfig, Stage1Config, Stage2Config, from_dict, to_dict
+from dri_iqa.data.batches import Source, Stage1Batches, Stage2Batches
+from dri_iqa.data.samples import Streams, score_range, shuffled_scores
+from dri_iqa.data.schedule import Schedule, choose
+from dri_iqa.data.splits import Split
+from dri_iqa.evaluation.metrics import plcc, srocc
+from dri_iqa.scoring import score_images
+from dri_iqa.seeds import Purpose
+from dri_iqa.stages import PretrainStage, TrainStage, stage2_streams
+from dri_iqa.stages.base import Stage
+from pipelines.runtime.fit import Inputs, Result, RunSpec
+from pipelines.runtime.loop import Training
+from pipelines.runtime.streams import MakeBatch, ray_stream
+
+Describe = dict[str, Any]
+Setup = Callable[[RunSpec, dict[str, Any], int, int], tuple[Training, Describe]]
+
+
+def setup_pretrain(
+    spec: RunSpec, settings: dict[str, Any], rank: int, world: int
+) -> tuple[Training, Describe]:
+    """Stage 1: clean images, four crops each, the contrastive stage."""
+    seed = spec.config["seed"]
+    model = from_dict(ModelConfig, spec.config["model"], "model")
+    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
+    batches = _clean_batches(spec, model, stage1, stage1.optim.epochs, rank, world)
+    stage = PretrainStage(model, stage1, seed=seed, global_batch=batches.schedule.batch_size)
+    training = Training(
+        stage=stage,
+        stream=_stream(batches, settings),
+        steps_per_epoch=batches.schedule.steps_per_epoch,
+        optim=stage1.optim,
+        seed=seed,
+    )
+    return training, {}
+
+
+def setup_train(
+    spec: RunSpec, settings: dict[str, Any], rank: int, world: int
+) -> tuple[Training, Describe]:
+    """Stage 2: scored images (and clean ones where the variant reads them), the joint stage."""
+    seed, inputs = spec.config["seed"], spec.inputs
+    model = from_dict(ModelConfig, spec.config["model"], "model")
+    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
+    stage2 = from_dict(Stage2Config, spec.config["stage2"], "stage2")
+    scored = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
+    manifest = scored.open().manifest
+    split = _load_split(inputs)
+    table = manifest.table()
+    low, high = score_range(table, split.train)
+    has_references = manifest.counts["references"] > 0
+    wanted = stage2_streams(stage2, has_references)
+    steps = _steps_per_epoch(len(split.train), stage2.optim.batch_size)
+    auxiliary = None
+    if wanted.aux:
+        auxiliary = _auxiliary(
+            spec, model, stage1, stage2, steps * stage2.optim.epochs, rank, world
+        )
+    batches = Stage2Batches(
+        scored=scored,
+        schedule=Schedule(
+            ids=split.train,
+            batch_size=stage2.optim.batch_size,
+            epochs=stage2.optim.epochs,
+            run_seed=seed,
+        ),
+        streams=Streams(reference=wanted.reference, views=wanted.views),
+        crop=model.crop,
+        run_seed=seed,
+        score_lo=low,
+        score_hi=high,
+        higher_is_better=manifest.higher_is_better,
+        train_ids=split.train,
+        scores=_control_scores(inputs, table, split, seed),
+        auxiliary=auxiliary,
+        rank=rank,
+        world=world,
+    )
+    stage = TrainStage(
+        model,
+        stage1,
+        stage2,
+        seed=seed,
+        has_references=has_references,
+        global_batch=batches.schedule.batch_size,
+        pretrained=_pretrained(spec),
+    )
+    training = Training(
+        stage=stage,
+        stream=_stream(batches, settings),
+        steps_per_epoch=batches.schedule.steps_per_epoch,
+        optim=stage2.optim,
+        seed=seed,
+        validate=_validation(batches, split, model, stage2) if split.val else None,
+    )
+    scale = ScoreScale(
+        lo=low,
+        hi=high,
+        higher_is_better=manifest.higher_is_better,
+        name=f"{'pseudo score' if manifest.score_kind == 'pseudo' else 'MOS'} ({manifest.name})",
+        kind="pseudo" if manifest.score_kind == "pseudo" else "human",
+    )
+    return training, {"scale": to_dict(scale), "data": manifest.name, "notes": manifest.notes}
+
+
+SETUPS: dict[str, Setup] = {"pretrain": setup_pretrain, "train": setup_train}
+
+
+def export(stage: Stage, spec: RunSpec, target: str, describe: Describe) -> Result:
+    """Write what a finished run leaves: stage 1 its whole state, stage 2 a bundle that scores pictures.
+
+    Returns:
+        `uri` and `sha256` of what was written.
+    """
+    if isinstance(stage, TrainStage):
+        meta = {
+            "data": describe["data"],
+            "notes": describe["notes"],
+            "scored_manifest": spec.inputs.scored_digest,
+            "clean_manifest": spec.inputs.clean_digest,
+            "split": spec.inputs.split_digest,
+            "run": spec.name,
+            "config": spec.config,
+        }
+        uri = storage.join(target, "bundle")
+        digest = save_bundle(
+            stage.inference_model(),
+            uri,
+            model_config=from_dict(ModelConfig, spec.config["model"]),
+            score=from_dict(ScoreScale, describe["scale"]),
+            meta=meta,
+        )
+        return {"uri": uri, "sha256": digest}
+    uri = storage.join(target, "stage1.safetensors")
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in stage.state_dict().items()
+    }
+    data = safetensors.torch.save(tensors)
+    storage.write_bytes(uri, data)
+    return {"uri": uri, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _stream(
+    make_batch: MakeBatch, settings: dict[str, Any]
+) -> Callable[[int, int], Iterator[dict[str, np.ndarray]]]:
+    def stream(start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        return ray_stream(
+            make_batch,
+            start,
+            stop,
+            cpus_per_task=settings["cpus_per_data_task"],
+            degrade_resource=settings["degrade_resource"],
+        )
+
+    return stream
+
+
+def _clean_batches(
+    spec: RunSpec, model: ModelConfig, stage1: Stage1Config, epochs: int, rank: int, world: int
+) -> Stage1Batches:
+    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+    seed = spec.config["seed"]
+    ids = choose(_image_ids(source), stage1.n_clean, seed)
+    schedule = Schedule(
+        ids=ids,
+        batch_size=min(stage1.optim.batch_size, len(ids)),
+        epochs=epochs,
+        run_seed=seed,
+        remainder="drop",  # the queues want the same number of keys at every step
+    )
+    return Stage1Batches(
+        clean=source,
+        schedule=schedule,
+        degrade=stage1.degrade,
+        crop=model.crop,
+        run_seed=seed,
+        rank=rank,
+        world=world,
+    )
+
+
+def _auxiliary(
+    spec: RunSpec,
+    model: ModelConfig,
+    stage1: Stage1Config,
+    stage2: Stage2Config,
+    total_steps: int,
+    rank: int,
+    world: int,
+) -> Stage1Batches:
+    """The clean stream of stage 2: as many steps as stage 2 has, in epochs of its own."""
+    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+    seed = spec.config["seed"]
+    ids = choose(_image_ids(source), stage1.n_clean, seed)
+    batch = min(stage2.aux_batch, len(ids))
+    per_epoch = len(ids) // batch
+    schedule = Schedule(
+        ids=ids,
+        batch_size=batch,
+        epochs=-(-total_steps // per_epoch),
+        run_seed=seed,
+        purpose=Purpose.AUXILIARY,
+        remainder="drop",
+    )
+    return Stage1Batches(
+        clean=source,
+        schedule=schedule,
+        degrade=stage1.degrade,
+        crop=model.crop,
+        run_seed=seed,
+        rank=rank,
+        world=world,
+        with_clean=True,
+    )
+
+
+def _image_ids(source: Source) -> tuple[int, ...]:
+    return tuple(source.open().manifest.images()["image_id"].to_pylist())
+
+
+def _steps_per_epoch(images: int, batch: int) -> int:
+    return -(-images // batch)
+
+
+def _load_split(inputs: Inputs) -> Split:
+    from dri_iqa.data.records import DataError
+    from dri_iqa.data.splits import load_splits
+
+    split = load_splits(inputs.split_uri)[0]
+    if split.digest != inputs.split_digest:
+        raise DataError(
+            f"{inputs.split_uri} holds the split {split.digest[:12]}, expected {inputs.split_digest[:12]}\n"
+            "The data were split again since; start a new run."
+        )
+    return split
+
+
+def _control_scores(inputs: Inputs, table: Any, split: Split, seed: int) -> dict[int, float] | None:
+    if not inputs.shuffle_scores:
+        return None
+    # Validation scores choose among trials, so the control must not see the true ones there either.
+    return shuffled_scores(table, split.train, seed) | shuffled_scores(table, split.val, seed + 1)
+
+
+def _pretrained(spec: RunSpec) -> dict[str, torch.Tensor] | None:
+    if spec.pretrained is None:
+        return None
+    data = storage.read_bytes(spec.pretrained["uri"])
+    found = hashlib.sha256(data).hexdigest()
+    if found != spec.pretrained["sha256"]:
+        raise storage.StorageError(
+            f"{spec.pretrained['uri']} has the digest {found[:12]}, expected {spec.pretrained['sha256'][:12]}\n"
+            "Remove its folder and train stage 1 again."
+        )
+    return safetensors.torch.load(data)
+
+
+def _validation(
+    batches: Stage2Batches, split: Split, model: ModelConfig, stage2: Stage2Config
+) -> Callable[[Stage], dict[str, float]]:
+    reader = batches.scored.open()
+
+    def validate(stage: Stage) -> dict[str, float]:
+        assert isinstance(stage, TrainStage)
+        network = stage.inference_model().eval()
+        device = str(next(stage.parameters()).device)
+        predicted, given = [], []
+        images = (reader.read(image_id)["bytes"] for image_id in split.val)
+        scored = score_images(
+            network, images, crop=model.crop, crops=stage2.val_crops, device=device
+        )
+        for image_id, item in zip(split.val, scored, strict=True):
+            if item.score_K is None:
+                continue
+            label = batches.scores[image_id] if batches.scores else reader.row(image_id)["score"]
+            predicted.append(float(item.score_K.mean()))
+            given.append(label if batches.higher_is_better else -label)
+        return {"val_srocc": srocc(predicted, given), "val_plcc": plcc(predicted, given)}
+
+    return validate

@@ -1,0 +1,113 @@
+"""Batches from CPU workers to a training worker, in the schedule's order.
+
+A batch is a pure function of its step, so a stream is a range of steps mapped by one fused operator (fetch, decode,
+crop, degrade). It is built inside the training function from the steps still to come: a restart continues where the
+checkpoint stands, without replay, and there is no pause between epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+
+from dri_iqa.degradations.threads import pin_threads
+
+Batch = dict[str, np.ndarray]
+
+
+class MakeBatch(Protocol):
+    """A batch as a pure function of its step; picklable."""
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of the dimension B that a batch of this rank can have."""
+        ...
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step; array names end in their shape, e.g. `image_BCHW`."""
+        ...
+
+
+# A task makes this many batches: enough to pay for its start, few enough that the first batch comes soon.
+STEPS_PER_TASK = 4
+# Tasks known to Ray at a time: what a stream costs must not grow with the length of the run.
+TASKS_PER_DATASET = 4096
+
+
+def ray_stream(
+    make_batch: MakeBatch,
+    start: int,
+    stop: int,
+    *,
+    cpus_per_task: float,
+    degrade_resource: float = 0.0,
+) -> Iterator[Batch]:
+    """Batches for steps start..stop-1, made by Ray Data tasks anywhere in the cluster.
+
+    Args:
+        make_batch: picklable; step -> arrays of fixed shapes.
+        start: first step.
+        stop: one past the last step.
+        cpus_per_task: CPUs reserved per task.
+        degrade_resource: amount of the custom resource `degrade` per task; 0 lets tasks run on any node.
+    """
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    resources: dict[str, Any] = {"num_cpus": cpus_per_task}
+    if degrade_resource:
+        resources["resources"] = {"degrade": degrade_resource}
+
+    def make(tasks: Any) -> Iterator[Any]:
+        pin_threads()
+        for first in tasks["first"]:
+            for step in range(int(first), min(int(first) + STEPS_PER_TASK, stop)):
+                # One row is one batch, so pixels keep a fixed shape and are never re-batched on the way.
+                yield _pad(make_batch(step), make_batch.max_rows)
+
+    segment = STEPS_PER_TASK * TASKS_PER_DATASET
+    for begin in range(start, stop, segment):
+        tasks = [
+            {"first": first} for first in range(begin, min(begin + segment, stop), STEPS_PER_TASK)
+        ]
+        # Items in memory, not `ray.data.range`: its read tasks want a whole CPU each, beside ours.
+        dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+        batches: Any = dataset.map_batches(make, batch_size=None, **resources).iter_batches(
+            batch_size=1, prefetch_batches=2, batch_format="numpy"
+        )
+        for row in batches:
+            rows = int(row.pop(_ROWS)[0])
+            yield {
+                name: array[0][:rows] if _has_batch_axis(name) else array[0]
+                for name, array in row.items()
+            }
+
+
+def local_stream(make_batch: MakeBatch, start: int, stop: int) -> Iterator[Batch]:
+    """The same batches, made in this process one after the other; for debugging."""
+    for step in range(start, stop):
+        yield make_batch(step)
+
+
+_ROWS = "rows"
+
+
+def _has_batch_axis(name: str) -> bool:
+    return name.rpartition("_")[2].startswith("B")
+
+
+def _pad(batch: Batch, max_rows: int) -> Batch:
+    """Batches of an epoch may differ by one row; a column of tensors wants one shape."""
+    rows = max(len(array) for name, array in batch.items() if _has_batch_axis(name))
+    padded = {_ROWS: np.array([rows])}
+    for name, array in batch.items():
+        if _has_batch_axis(name) and rows < max_rows:
+            array = np.concatenate(
+                [array, np.zeros((max_rows - rows, *array.shape[1:]), array.dtype)]
+            )
+        padded[name] = array[None]
+    return padded

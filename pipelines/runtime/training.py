@@ -1,0 +1,51 @@
+"""A training stage as a step of a job: progress on the console, a nested run in MLflow, the result as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.runtime.fit import Result, RunSpec, fit
+from pipelines.runtime.job import Job
+
+
+def run_stage(job: Job, spec: RunSpec, name: str) -> Result:
+    """Train one stage at full budget.
+
+    Args:
+        job: connected.
+        spec: what to train.
+        name: `stage1` or `stage2`; the nested run's name and the metrics' key.
+    """
+    key = f"{job.name}/{name}"
+    job.tracker.run(key, name, parent=job.name, params=spec.config)
+    with job.console.progress(name) as meter:
+
+        def handle(record: dict[str, Any]) -> None:
+            if record["run"] != key:
+                return
+            note = record.get("note", "")
+            if metrics := record.get("metrics"):
+                job.tracker.epoch(key, record["epoch"], metrics)
+                note = f"epoch {record['epoch']}: " + _brief(metrics)
+            meter.update(record["done"], record["total"], note)
+
+        with job.journal.watch(handle):
+            result = fit(
+                spec,
+                job.plan,
+                job.output,
+                journal=job.journal.name,
+                key=key,
+                untrained=spec.stage == "train",
+            )
+    for row in result["history"]:  # what a killed run could not deliver, or another job has trained
+        job.tracker.epoch(key, int(row["epoch"]), row)
+    job.tracker.tags(key, {"weights": result["uri"], "sha256": result["sha256"]})
+    job.tracker.json(key, result["history"], "history.json")
+    job.tracker.end(key)
+    return result
+
+
+def _brief(metrics: dict[str, float]) -> str:
+    shown = [name for name in ("loss", "val_srocc", "data_wait_share") if name in metrics]
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in shown)

@@ -1,0 +1,137 @@
+"""The built-in sample: pseudo scores that make sense, references that are never shared."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dri_iqa.data.datasets import read_dataset
+from dri_iqa.data.manifest import publish
+from dri_iqa.data.records import DataError, DataSet
+from dri_iqa.data.sample import CLEAN_TILE, PHOTOGRAPHS, TILE, build_sample, pseudo_score
+from dri_iqa.data.shards import plan_shards, write_shard
+from dri_iqa.data.splits import official_split
+from dri_iqa.degradations import OPERATORS, SETS, apply_recipe, parse_recipe
+from dri_iqa.images import decode
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple[DataSet, DataSet]:
+    return build_sample(0)
+
+
+def test_sizes(sample: tuple[DataSet, DataSet]) -> None:
+    scored, clean = sample
+    parts = Counter(record.split for record in scored.records)
+    assert 320 <= parts["train"] <= 500
+    assert 100 <= parts["val"] <= 150
+    assert 150 <= parts["test"] <= 250
+    assert 40 <= len(clean.records) <= 200
+    assert all(decode(r.data or b"").shape == (TILE, TILE, 3) for r in scored.references)
+    assert max(max(decode(r.data or b"").shape) for r in clean.records) == CLEAN_TILE
+
+
+def test_scores_are_called_pseudo(sample: tuple[DataSet, DataSet]) -> None:
+    scored, clean = sample
+    assert scored.score_kind == "pseudo"
+    assert scored.notes.startswith("pseudo scores")
+    assert clean.score_kind == "none"
+
+
+def test_every_operator_at_every_level_is_in_every_part(sample: tuple[DataSet, DataSet]) -> None:
+    seen: dict[str, Counter[tuple[str | None, int | None]]] = defaultdict(Counter)
+    for record in sample[0].records:
+        if record.type and record.recipe and record.recipe.count(":") == 1:
+            seen[str(record.split)][record.type, record.level] += 1
+    wanted = {
+        (name, level)
+        for group in SETS["default"].values()
+        for name in group
+        for level in range(1, 6)
+    }
+    assert len(wanted) == 120
+    assert set(seen["train"]) == set(seen["test"]) == wanted
+    assert max(seen["test"].values()) - min(seen["test"].values()) <= 3
+
+
+def test_scores_belong_to_the_images(sample: tuple[DataSet, DataSet]) -> None:
+    scored, _ = sample
+    references = {record.name: record for record in scored.references}
+    for record in scored.records[::37]:
+        assert record.reference is not None
+        original_HWC = decode(references[record.reference].data or b"")
+        assert record.score == pseudo_score(original_HWC, decode(record.data or b""))
+        assert 0 < record.score <= 1
+    assert pseudo_score(original_HWC, original_HWC) == 1
+
+
+def test_the_measure_orders_the_levels(sample: tuple[DataSet, DataSet]) -> None:
+    """Over a few scenes the mean score falls with the level, but for the exceptions named there."""
+    scenes = [decode(record.data or b"") for record in sample[0].references[::9]]
+    for name in (name for group in SETS["default"].values() for name in group):
+        means = []
+        for level in range(1, 6):
+            rng = np.random.default_rng(level)
+            recipe = parse_recipe(f"{name}:{level}")
+            images = [apply_recipe(scene_HWC, recipe, rng) for scene_HWC in scenes]
+            pairs = zip(scenes, images, strict=True)
+            means.append(np.mean([pseudo_score(scene, image) for scene, image in pairs]))
+        assert name in OPERATORS
+        if name == "colour_block":
+            assert max(means) < 0.99
+        elif name == "colour_shift":
+            assert means[0] > means[1] > max(means[2:]) - 0.01
+        else:
+            assert np.all(np.diff(means) < 0), (name, means)
+
+
+def test_no_photograph_is_in_two_parts(sample: tuple[DataSet, DataSet]) -> None:
+    scored, clean = sample
+    where: dict[str | None, set[str | None]] = defaultdict(set)
+    for record in (*scored.records, *scored.references):
+        where[record.subset].add(record.split)
+    assert set(where) == set(PHOTOGRAPHS)
+    assert all(len(parts) == 1 for parts in where.values())
+    train = {name for name, parts in where.items() if parts == {"train"}}
+    assert {record.subset for record in clean.records} == train
+
+
+def test_same_seed_same_bytes(sample: tuple[DataSet, DataSet]) -> None:
+    again = build_sample(0)
+    assert again == sample
+    other = build_sample(1)[0]
+    assert other.references == sample[0].references
+    assert [r.recipe for r in other.records] != [r.recipe for r in sample[0].records]
+
+
+def test_ingested_like_any_other_set(sample: tuple[DataSet, DataSet], tmp_path: Path) -> None:
+    for dataset in sample:
+        directory = str(tmp_path / dataset.name)
+        results = [write_shard(plan, directory) for plan in plan_shards(dataset)]
+        manifest = publish(directory, dataset, results, max_bad=0.02)
+        assert manifest.score_kind == dataset.score_kind
+    images = publish(
+        str(tmp_path / "sample"),
+        sample[0],
+        [write_shard(plan, str(tmp_path / "sample")) for plan in plan_shards(sample[0])],
+        max_bad=0.02,
+    ).images()
+    columns = [images[name].to_pylist() for name in ("image_id", "group", "split")]
+    split = official_split(*columns)
+    assert min(len(split.train), len(split.val), len(split.test)) >= 100
+
+
+def test_as_a_reader(sample: tuple[DataSet, DataSet]) -> None:
+    assert read_dataset("sample", None) == sample[0]
+    assert read_dataset("sample", None, part="clean") == sample[1]
+    with pytest.raises(DataError, match="part is 'dirty'"):
+        read_dataset("sample", None, part="dirty")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dri_iqa.data.sample.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"needs skimage.*\n.*dri-iqa\[sample\]"):
+        build_sample()

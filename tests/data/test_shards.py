@@ -1,0 +1,392 @@
+"""Ingest: the same bytes for the same input, bad rows set aside, damaged shards refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dri_iqa import storage
+from dri_iqa.data.manifest import Manifest, ShardReader, open_reader, publish
+from dri_iqa.data.readers.generic import read_csv, read_folder
+from dri_iqa.data.records import DataError, DataSet, Record
+from dri_iqa.data.shards import plan_shards, sub_images, write_shard
+from dri_iqa.images import decode
+
+
+def picture(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
+    """A random image that compresses."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(image_HWC: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image_HWC).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def scored(count: int = 10, references: int = 2) -> DataSet:
+    """A scored set in memory; image i belongs to reference i mod `references`."""
+    return DataSet(
+        name="toy",
+        records=tuple(
+            Record(
+                name=f"i{number}",
+                data=encoded(picture(number)),
+                score=float(number),
+                group=f"r{number % references}",
+                reference=f"r{number % references}",
+                type="jpeg",
+                level=1 + number % 5,
+                subset="a" if number % 3 else "b",
+            )
+            for number in range(count)
+        ),
+        references=tuple(
+            Record(name=f"r{number}", data=encoded(picture(100 + number)), group=f"r{number}")
+            for number in range(references)
+        ),
+    )
+
+
+def ingest(dataset: DataSet, directory: Path, max_bad: float = 0.01, **options: int) -> Manifest:
+    plans = plan_shards(dataset, **options)
+    results = [write_shard(plan, str(directory)) for plan in plans]
+    return publish(str(directory), dataset, results, max_bad=max_bad)
+
+
+def snapshot(directory: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.iterdir()
+        if path.is_file()
+    }
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    dataset = scored()
+    made = ingest(dataset, tmp_path, rows_per_shard=5)
+    manifest = Manifest.load(str(tmp_path))
+    assert manifest == made
+    assert manifest.counts == {"images": 10, "references": 2, "groups": 2, "quarantined": 0}
+    assert [info.name for info in manifest.shards] == [f"shard-0000{n}.parquet" for n in range(3)]
+    assert [info.rows for info in manifest.shards] == [5, 5, 2]
+    assert (manifest.score_kind, manifest.higher_is_better) == ("human", True)
+    reader = ShardReader(manifest)
+    for number, record in enumerate(dataset.records):
+        row = reader.read(number)
+        assert row["bytes"] == record.data, "encoded bytes are kept as they are"
+        for key in ("name", "score", "group", "reference", "type", "level", "subset", "split"):
+            assert row[key] == getattr(record, key)
+        assert (row["role"], row["width"], row["height"]) == ("image", 48, 40)
+        assert "bytes" not in reader.row(number)
+    reference = reader.read_reference("r1")
+    assert reference["bytes"] == dataset.references[1].data
+    assert (reference["role"], reference["score"]) == ("reference", None)
+    assert manifest.images().num_rows == 10
+    assert manifest.table().num_rows == 12
+    assert "bytes" not in manifest.table().column_names
+    with pytest.raises(KeyError, match="no image 99"):
+        reader.row(99)
+
+
+def test_same_input_same_bytes_in_any_order(tmp_path: Path) -> None:
+    ingest(scored(), tmp_path / "a", rows_per_shard=4)
+    dataset = scored()
+    plans = [pickle.loads(pickle.dumps(plan)) for plan in plan_shards(dataset, rows_per_shard=4)]
+    results = [write_shard(plan, str(tmp_path / "b")) for plan in plans[::-1]]
+    publish(str(tmp_path / "b"), dataset, results)
+    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
+    ingest(dataset, tmp_path / "b", rows_per_shard=4)
+    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
+
+
+def test_row_groups_and_cache(tmp_path: Path) -> None:
+    dataset = scored(23)
+    manifest = ingest(dataset, tmp_path, rows_per_shard=10, row_group_rows=3)
+    reader = ShardReader(manifest, cache_bytes=1)
+    order = np.random.default_rng(0).permutation(23).tolist() * 2
+    for number in order:
+        assert reader.read(number)["bytes"] == dataset.records[number].data
+    assert len(reader._cache) == 1
+
+
+def test_clean_images_are_shuffled_but_keep_their_ids(tmp_path: Path) -> None:
+    records = tuple(Record(name=f"i{n:02d}", data=encoded(picture(n))) for n in range(20))
+    dataset = DataSet(name="clean", records=records, score_kind="none")
+    plans = [plan_shards(dataset, 5, seed=seed) for seed in (0, 0, 1)]
+    assert plans[0] == plans[1]
+    assert [row[0] for plan in plans[0] for row in plan.rows] != sorted(range(20))
+    assert plans[0] != plans[2]
+    reader = ShardReader(ingest(dataset, tmp_path, rows_per_shard=5))
+    assert [reader.read(n)["name"] for n in range(20)] == [record.name for record in records]
+
+
+def test_shards_are_closed_by_size_too() -> None:
+    dataset = scored(12)
+    biggest = max(len(record.data or b"") for record in dataset.records)
+    plans = plan_shards(dataset, shard_bytes=3 * biggest)
+    assert all(1 <= len(plan.rows) <= 6 for plan in plans)
+    assert len(plans) >= 3
+    assert [row[0] for plan in plans for row in plan.rows] == list(range(14))
+
+
+def test_an_interrupted_ingest_goes_on(tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    source.mkdir()
+    for number in range(6):
+        (source / f"{number}.png").write_bytes(encoded(picture(number)))
+    target = str(tmp_path / "out")
+    plans = plan_shards(read_folder(str(source)), 2)
+    first = [write_shard(plan, target) for plan in plans[:2]]
+    again = [write_shard(plan, target) for plan in plans]
+    assert [result.resumed for result in again] == [True, True, False]
+    assert again[:2] == first
+    # A file that changed since, and a shard that was lost, are made again.
+    changed = plans[0].rows[0][2].path
+    (source / str(changed)).write_bytes(encoded(picture(77, 64, 64)))
+    storage.delete(storage.join(target, plans[1].name))
+    third = [write_shard(plan, target) for plan in plan_shards(read_folder(str(source)), 2)]
+    assert [result.resumed for result in third] == [False, False, True]
+    assert third[0].info.sha256 != first[0].info.sha256
+    assert third[1].info.sha256 == first[1].info.sha256
+
+
+def test_nothing_is_published_before_the_end(tmp_path: Path) -> None:
+    write_shard(plan_shards(scored())[0], str(tmp_path))
+    with pytest.raises(DataError, match="does not exist\nRun the ingest job first"):
+        Manifest.load(str(tmp_path))
+
+
+def _png(width: int, height: int, mode: int, depth: int, data: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, mode, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
+
+
+def _noisy_jpeg() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    return encoded(noise, "JPEG", quality=95)
+
+
+def _zeroed() -> bytes:
+    data = _noisy_jpeg()
+    return data[: len(data) // 2] + bytes(len(data) // 2 - 2) + data[-2:]
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "cut.jpg": (lambda: _noisy_jpeg()[:9000], "truncated"),
+    "cut.png": (lambda: encoded(picture(1, 200, 200))[:300], "truncated"),
+    "zeroed.jpg": (_zeroed, "corrupt"),
+    "allzero.jpg": (lambda: bytes(5000), "not an image"),
+    "page.jpg": (lambda: b"<html><body>404</body></html>", "not an image"),
+    "empty.png": (lambda: b"", "empty"),
+    "huge.png": (lambda: _png(60000, 60000, 2, 8, b"\0"), "decompression bomb"),
+    "small.png": (lambda: encoded(picture(2, 31, 400)), "too small (400x31"),
+}
+GOOD: dict[str, Callable[[], bytes]] = {
+    "deep.png": lambda: _png(40, 40, 0, 16, (b"\0" + bytes(range(80))) * 40),
+    "cmyk.jpg": lambda: _converted("CMYK", "JPEG"),
+    "alpha.png": lambda: _converted("RGBA", "PNG"),
+    "grey.jpg": lambda: _converted("L", "JPEG"),
+    "rotated.jpg": lambda: _rotated(),
+}
+
+
+def _converted(mode: str, kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture(3)).convert(mode).save(stream, kind)
+    return stream.getvalue()
+
+
+def _rotated() -> bytes:
+    exif = Image.Exif()
+    exif[274] = 6
+    return encoded(picture(4), "JPEG", exif=exif)
+
+
+def test_bad_files_are_set_aside_with_their_reason_and_odd_ones_used(tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    source.mkdir()
+    for name, make in GOOD.items():
+        (source / name).write_bytes(make())
+    for name, (make, _) in BAD.items():
+        (source / name).write_bytes(make())
+    (source / "twin.png").write_bytes(GOOD["alpha.png"]())
+    rows = [f"{path.name},0.5" for path in sorted(source.iterdir())]
+    rows += ["absent.png,0.5", "grey2.jpg,", "grey3.jpg,nan"]
+    for name in ("grey2.jpg", "grey3.jpg"):
+        (source / name).write_bytes(GOOD["grey.jpg"]())
+    (source / "labels.csv").write_text("image,score\n" + "\n".join(rows))
+    dataset = read_csv(str(source))
+    with pytest.raises(DataError, match=r"12 of 17 rows cannot be used") as caught:
+        ingest(dataset, tmp_path / "out")
+    assert str(tmp_path / "out" / "quarantine.parquet") in str(caught.value)
+    assert "2 no score" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+    manifest = ingest(dataset, tmp_path / "out", max_bad=0.9)
+    assert set(manifest.images()["name"].to_pylist()) == set(GOOD)
+    assert manifest.counts["quarantined"] == 12
+    reasons = {row["name"]: row["reason"] for row in manifest.quarantine().to_pylist()}
+    for name, (_, reason) in BAD.items():
+        assert reasons.pop(name).startswith(reason), name
+    assert reasons == {
+        "absent.png": "missing",
+        "grey2.jpg": "no score",
+        "grey3.jpg": "no score",
+        "twin.png": "duplicate of alpha.png",
+    }
+    shapes = {row["name"]: (row["height"], row["width"]) for row in manifest.images().to_pylist()}
+    assert shapes["rotated.jpg"] == (40, 48), "stored pixels, as label sets mean them"
+
+
+def test_levels_that_change_nothing_are_no_duplicates(tmp_path: Path) -> None:
+    same = encoded(picture(0))
+    kinds = [("jpeg", 1, "a"), ("mean_shift", 3, "a"), ("jpeg", 1, "a"), ("jpeg", 2, "b")]
+    records = tuple(
+        Record(name=f"i{n}", data=same, score=1.0, group=group, type=kind, level=level)
+        for n, (kind, level, group) in enumerate(kinds)
+    )
+    dataset = DataSet(name="toy", records=records)
+    manifest = ingest(dataset, tmp_path, max_bad=0.5)
+    assert manifest.images()["name"].to_pylist() == ["i0", "i1"]
+    assert manifest.quarantine()["reason"].to_pylist() == ["duplicate of i0"] * 2
+
+
+def test_images_of_an_unusable_reference_are_set_aside(tmp_path: Path) -> None:
+    dataset = scored()
+    broken = dataclasses.replace(dataset.references[0], data=b"no image")
+    dataset = dataclasses.replace(dataset, references=(broken, dataset.references[1]))
+    manifest = ingest(dataset, tmp_path, max_bad=0.9)
+    assert set(manifest.images()["reference"].to_pylist()) == {"r1"}
+    reasons = manifest.quarantine()["reason"].to_pylist()
+    assert sorted(set(reasons)) == ["its reference r0 is set aside", "not an image"]
+
+
+def test_a_changed_or_missing_shard_is_refused_by_name(tmp_path: Path) -> None:
+    manifest = ingest(scored(), tmp_path, rows_per_shard=5)
+    shard = tmp_path / "shard-00001.parquet"
+    whole = shard.read_bytes()
+    middle = whole.find(b"\x89PNG") + 60
+    changed = bytes([whole[middle] ^ 1])
+    shard.write_bytes(whole[:middle] + changed + whole[middle + 1 :])
+    assert ShardReader(manifest).read(0)["name"] == "i0", "other shards are still good"
+    with pytest.raises(DataError, match=r"shard-00001\.parquet cannot be used: its digest"):
+        ShardReader(manifest).read(5)
+    with pytest.raises(DataError, match=r"shard-00001\.parquet: the image i5 was changed"):
+        ShardReader(manifest, verify_shards=False).read(5)
+    shard.unlink()
+    for verify in (True, False):
+        with pytest.raises(DataError, match=r"shard-00001\.parquet cannot be used"):
+            ShardReader(manifest, verify_shards=verify).read(5)
+
+
+def test_a_changed_manifest_or_table_is_refused(tmp_path: Path) -> None:
+    manifest = ingest(scored(), tmp_path)
+    uri = str(tmp_path / "manifest.json")
+    value = storage.read_json(uri)
+    storage.write_json(uri, value | {"higher_is_better": False})
+    with pytest.raises(DataError, match=r"manifest\.json was changed"):
+        Manifest.load(str(tmp_path))
+    storage.write_json(uri, value | {"format": 99})
+    with pytest.raises(DataError, match="has format 99"):
+        Manifest.load(str(tmp_path))
+    storage.write_json(uri, value)
+    (tmp_path / manifest.table_name).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="was changed"):
+        Manifest.load(str(tmp_path)).table()
+
+
+def test_workers_refuse_another_ingest(tmp_path: Path) -> None:
+    manifest = ingest(scored(), tmp_path)
+    assert open_reader(str(tmp_path), manifest.digest).read(3)["name"] == "i3"
+    assert open_reader(str(tmp_path), manifest.digest) is open_reader(
+        str(tmp_path), manifest.digest
+    )
+    with pytest.raises(DataError, match="ingested again"):
+        open_reader(str(tmp_path), "0" * 64)
+
+
+def test_another_ingest_into_the_same_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    ingest(scored(20), tmp_path, rows_per_shard=5)
+    manifest = ingest(scored(6), tmp_path, rows_per_shard=5)
+    names = {info.name for info in manifest.shards} | {manifest.table_name}
+    assert set(snapshot(tmp_path)) == names | {"manifest.json", "quarantine.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "boxes"),
+    [
+        (321, 481, [(0, 0, 321, 481)]),
+        (480, 480, [(0, 0, 480, 480)]),
+        (480, 720, [(0, 0, 480, 480), (0, 240, 480, 480)]),
+        (719, 480, [(0, 0, 719, 480)]),
+        (300, 1000, [(0, 0, 300, 480), (0, 480, 300, 480)]),
+    ],
+)
+def test_where_images_are_cut(height: int, width: int, boxes: list[tuple[int, ...]]) -> None:
+    assert sub_images(height, width, 480) == boxes
+
+
+def test_a_2k_image_is_cut_into_twelve() -> None:
+    boxes = sub_images(1356, 2040, 480)
+    assert len(boxes) == 12
+    covered = np.zeros((1356, 2040), dtype=int)
+    for top, left, tall, wide in boxes:
+        assert (tall, wide) == (480, 480)
+        covered[top : top + tall, left : left + wide] += 1
+    assert covered[:, :1920].min() == 1, "only the last 120 columns are dropped"
+
+
+def test_sub_images_hold_the_pixels_and_the_group(tmp_path: Path) -> None:
+    large, small = picture(0, 100, 150), picture(1, 60, 60)
+    records = tuple(
+        Record(name=name, data=encoded(image), group=name)
+        for name, image in (("large", large), ("small", small))
+    )
+    dataset = DataSet(name="clean", records=records, score_kind="none")
+    manifest = ingest(dataset, tmp_path, cut=50, row_group_rows=2)
+    reader = ShardReader(manifest)
+    rows = manifest.images().to_pylist()
+    assert [row["name"] for row in rows] == [f"large#{n}" for n in range(6)] + ["small"]
+    assert {row["group"] for row in rows} == {"large", "small"}
+    parts = [decode(reader.read(row["image_id"])["bytes"]) for row in rows[:6]]
+    top = np.concatenate(parts[:3], axis=1)
+    assert np.array_equal(np.concatenate([top, np.concatenate(parts[3:], axis=1)]), large)
+    assert reader.read(rows[6]["image_id"])["bytes"] == records[1].data
+
+
+def test_the_protocols_size(tmp_path: Path) -> None:
+    dataset = dataclasses.replace(scored(4), short_side=32)
+    manifest = ingest(dataset, tmp_path)
+    row = ShardReader(manifest).read(2)
+    assert (row["height"], row["width"]) == (32, 38)
+    assert decode(row["bytes"]).shape == (32, 38, 3)
+
+
+def test_plan_refuses_numbers_below_one() -> None:
+    with pytest.raises(DataError, match="rows_per_shard is 0"):
+        plan_shards(scored(), 0)
+    with pytest.raises(DataError, match="cut is 0"):
+        plan_shards(scored(), cut=0)

@@ -1,0 +1,58 @@
+"""The picture of all operators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from dri_iqa.degradations import GROUPS
+from dri_iqa.degradations.gallery import gallery, save_gallery
+
+PHOTO = np.ascontiguousarray(data.astronaut()[:100, 150:270])
+
+
+def test_shows_each_operator_at_five_levels() -> None:
+    picture = gallery(PHOTO, operators=["pixelate", "mean_shift"], tile=48, context=64, columns=1)
+    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    # Three rows (mean shift has two signs) of five tiles: the dark shift's tiles get darker from left to right.
+    x = 12 + 148
+    row_height = 48 + 17 + 6
+    top = 12 + 26 + 2 * row_height
+    means = [picture[top : top + 48, x + 52 * level : x + 52 * level + 48].mean() for level in range(5)]
+    assert means == sorted(means, reverse=True) and means[0] - means[4] > 15
+    label = picture[top : top + 40, 12 : 12 + 140]
+    assert (label < 100).any(), "the name is printed"
+
+
+def test_default_has_all_24_and_is_reproducible() -> None:
+    one = gallery(PHOTO, tile=32, context=48)
+    assert np.array_equal(one, gallery(PHOTO, tile=32, context=48))
+    rows = sum(len(names) for names in GROUPS.values()) + 2
+    assert one.shape[0] == 2 * 12 + 26 + rows // 2 * (32 + 17 + 6)
+    assert not np.array_equal(one, gallery(PHOTO, tile=32, context=48, seed=1))
+
+
+def test_save(tmp_path: Path) -> None:
+    for suffix in (".png", ".jpg"):
+        path = save_gallery(PHOTO, tmp_path / f"picture{suffix}", operators=["jpeg"], tile=32)
+        assert np.array(Image.open(path)).shape[2] == 3
+    with pytest.raises(ValueError, match=r"got file name 'picture.bmp', expected .png"):
+        save_gallery(PHOTO, tmp_path / "picture.bmp")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"operators": ["jpg"]}, "did you mean jpeg"),
+        ({"operators": []}, "got no operators"),
+        ({"tile": 16}, "got tile 16"),
+        ({"levels": "x"}, "got levels 'x'"),
+    ],
+)
+def test_bad_options_are_explained(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gallery(PHOTO, **options)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,429 @@
+"""Each formula against an independent float64 computation."""
+
+from __future__ import annotations
+
+import colorsys
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+from scipy.interpolate import CubicSpline
+from skimage import color, data, filters
+
+from dri_iqa.degradations import OPERATORS
+from dri_iqa.degradations.blur import disk_kernel, line_kernel
+from dri_iqa.degradations.colour import edge_mask
+from dri_iqa.degradations.core import normal_table
+from dri_iqa.degradations.spatial import _shift_tables
+from dri_iqa.degradations.thresholds import optimal_levels
+
+PHOTO = (data.astronaut()[40:140, 160:280] / 255).astype(np.float32)
+PHOTO64 = PHOTO.astype(np.float64)
+LEVELS = (1, 2, 3, 4, 5)
+
+
+def run(name: str, level: int, image: np.ndarray = PHOTO, seed: int = 0, sign: int = 1) -> np.ndarray:
+    out = OPERATORS[name](image, level, np.random.default_rng(seed), sign=sign)
+    return out.astype(np.float64)
+
+
+def value(name: str, level: int, sign: int = 1) -> float:
+    return OPERATORS[name].value(level, sign=sign)
+
+
+# Blur
+
+
+def gaussian(planes: np.ndarray, sigma: float) -> np.ndarray:
+    half = math.ceil(2 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    for axis in (0, 1):
+        planes = ndimage.correlate1d(planes, weights, axis=axis, mode="nearest")
+    return planes
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_gaussian_blur(level: int) -> None:
+    expected = gaussian(PHOTO64, value("gaussian_blur", level))
+    assert np.abs(run("gaussian_blur", level) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_lens_blur(level: int) -> None:
+    radius = value("lens_blur", level)
+    half = math.ceil(radius - 0.5)
+    # Area of each pixel inside the disk by integrating chord lengths over 400 lines a pixel.
+    fine = 400
+    y = (np.arange((2 * half + 1) * fine) + 0.5) / fine - 0.5 - half
+    chord = np.sqrt(np.maximum(radius**2 - y**2, 0))
+    edges = np.arange(2 * half + 2) - 0.5 - half
+    left = np.clip(edges[None, :-1], -chord[:, None], chord[:, None])
+    right = np.clip(edges[None, 1:], -chord[:, None], chord[:, None])
+    kernel = (right - left).reshape(2 * half + 1, fine, -1).mean(axis=1)
+    kernel /= kernel.sum()
+    assert disk_kernel(radius).shape == kernel.shape
+    assert np.abs(disk_kernel(radius) - kernel).max() < 0.01 * kernel.max()
+    expected = np.stack([ndimage.correlate(PHOTO64[..., c], kernel, mode="nearest") for c in range(3)], -1)
+    assert np.abs(run("lens_blur", level) - expected).max() < 2e-3
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_motion_blur(level: int) -> None:
+    length = value("motion_blur", level)
+    angle = np.random.default_rng(level).uniform(0, math.pi)
+    reach = (length - 1) / 2
+    half = math.ceil(reach) + 1
+    kernel = np.zeros((2 * half + 1, 2 * half + 1))
+    ends = [(s * reach * math.cos(angle), -s * reach * math.sin(angle)) for s in (-1, 1)]
+    for row, column in np.ndindex(kernel.shape):
+        x, y = column - half, row - half
+        (ax, ay), (bx, by) = ends
+        t = ((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2)
+        t = min(max(t, 0), 1)
+        kernel[row, column] = max(0, 1 - math.hypot(x - ax - t * (bx - ax), y - ay - t * (by - ay)))
+    kernel /= kernel.sum()
+    expected = np.stack([ndimage.correlate(PHOTO64[..., c], kernel, mode="nearest") for c in range(3)], -1)
+    assert np.abs(run("motion_blur", level, seed=level) - expected).max() < 1e-5
+
+
+def test_horizontal_motion_is_a_mean_of_a_row() -> None:
+    assert np.allclose(line_kernel(5, 0.0), np.pad(np.full((1, 5), 0.2), 1))
+    assert np.allclose(line_kernel(5, math.pi / 2), np.pad(np.full((5, 1), 0.2), 1))
+
+
+# Colour
+
+_M = np.array([[0.412453, 0.35758, 0.180423], [0.212671, 0.71516, 0.072169], [0.019334, 0.119193, 0.950227]])
+_W = np.array([0.95047, 1, 1.08883])
+
+
+def to_lab(rgb: np.ndarray) -> np.ndarray:
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    t = linear @ _M.T / _W
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    fx, fy, fz = np.moveaxis(f, -1, 0)
+    return np.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], axis=-1)
+
+
+def to_rgb(lab: np.ndarray) -> np.ndarray:
+    fy = (lab[..., 0] + 16) / 116
+    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
+    t = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
+    linear = np.clip((t * _W) @ np.linalg.inv(_M).T, 0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def test_the_lab_of_these_tests_is_scikit_images() -> None:
+    assert np.abs(to_lab(PHOTO64) - color.rgb2lab(PHOTO64)).max() < 0.01
+    assert np.abs(to_rgb(color.rgb2lab(PHOTO64)) - PHOTO64).max() < 1e-3
+
+
+# Working in float32 and 16-bit tables leaves errors below a tenth of a grey level.
+LAB_TOLERANCE = 4e-4
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_saturation_lab(level: int) -> None:
+    lab = to_lab(PHOTO64)
+    lab[..., 1:] *= value("saturation_lab", level)
+    assert np.abs(run("saturation_lab", level) - to_rgb(lab)).max() < 3 * LAB_TOLERANCE
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_colour_diffusion(level: int) -> None:
+    k = value("colour_diffusion", level)
+    lab = to_lab(PHOTO64)
+    lab[..., 1:] = k * gaussian(lab[..., 1:], 1.5 * k + 2)
+    assert np.abs(run("colour_diffusion", level) - to_rgb(lab)).max() < 3 * LAB_TOLERANCE
+
+
+def test_colour_diffusion_tells_red_from_blue() -> None:
+    red = np.zeros((64, 64, 3), np.float32)
+    red[..., 0] = 0.5
+    out = run("colour_diffusion", 1, red)
+    assert np.abs(out - red).max() < 2e-3, "a uniform colour is its own blur"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_high_sharpen(level: int) -> None:
+    lab = to_lab(PHOTO64)
+    lab[..., 0] += value("high_sharpen", level) * (lab[..., 0] - gaussian(lab[..., 0], 3.0))
+    assert np.abs(run("high_sharpen", level) - to_rgb(lab)).max() < 5 * LAB_TOLERANCE
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_brighten(level: int) -> None:
+    curve = CubicSpline([0, 0.5, 1], [0, 0.5 + value("brighten", level) / 2, 1])
+    lab = to_lab(PHOTO64)
+    lab[..., 0] = 100 * np.clip(curve(lab[..., 0] / 100), 0, 1)
+    expected = (2 * np.clip(curve(PHOTO64), 0, 1) + to_rgb(lab)) / 3
+    assert np.abs(run("brighten", level) - expected).max() < LAB_TOLERANCE
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_saturation_hsv(level: int) -> None:
+    k = value("saturation_hsv", level)
+    image = PHOTO[:32, :32]
+    expected = np.empty(image.shape)
+    for place in np.ndindex(32, 32):
+        hue, saturation, bright = colorsys.rgb_to_hsv(*image[place].tolist())
+        expected[place] = colorsys.hsv_to_rgb(hue, saturation * k, bright)
+    assert np.abs(run("saturation_hsv", level, image) - np.clip(expected, 0, 1)).max() < 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_colour_shift(level: int) -> None:
+    grey = PHOTO64 @ [0.2989, 0.5870, 0.1140]
+    gy, gx = (ndimage.sobel(grey, axis=axis, mode="nearest") for axis in (0, 1))
+    mask = gaussian(np.hypot(gx, gy), 4.0)
+    mask = np.clip((mask - mask.min()) / (mask.max() - mask.min()), 0.1, 1)
+    low, high = np.quantile(mask, [0.01, 0.99])
+    mask = np.clip((mask - low) / (high - low), 0, 1)
+    assert np.abs(edge_mask(PHOTO) - mask).max() < 1e-5
+
+    rng = np.random.default_rng(level)
+    direction = rng.uniform(0, 1, 2)
+    signs = 2 * rng.integers(0, 2, 2) - 1
+    dy, dx = np.rint(value("colour_shift", level) * direction / np.hypot(*direction)) * signs
+    height, width = grey.shape
+    rows = np.clip(np.arange(height) - int(dy), 0, height - 1)
+    columns = np.clip(np.arange(width) - int(dx), 0, width - 1)
+    green = PHOTO64[..., 1]
+    expected = PHOTO64.copy()
+    expected[..., 1] = mask * green[np.ix_(rows, columns)] + (1 - mask) * green
+    assert np.abs(run("colour_shift", level, seed=level) - expected).max() < 1e-5
+
+
+# Noise
+
+FLAT = np.full((300, 300, 3), 0.5, np.float32)
+
+
+def test_the_normal_table_is_normal() -> None:
+    table = normal_table()
+    assert abs(table.mean()) < 1e-15 and abs(table.var() - 1) < 1e-12
+    assert abs((table**4).mean() - 3) < 5e-3
+    assert stats.kstest(table, "norm").statistic < 1e-4
+    assert np.all(np.diff(table) > 0) and table[-1] > 4.2
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_white_noise(level: int) -> None:
+    noise = run("white_noise", level, FLAT) - 0.5
+    assert abs(noise.var() / value("white_noise", level) - 1) < 0.02
+    assert abs(noise.mean()) < 1e-3
+    correlation = np.corrcoef(noise.reshape(-1, 3), rowvar=False) - np.eye(3)
+    assert np.abs(correlation).max() < 0.02, "channels are independent"
+    assert abs(np.corrcoef(noise[:, :-1].ravel(), noise[:, 1:].ravel())[0, 1]) < 0.01
+    assert stats.kstest(noise.ravel() / noise.std(), "norm").statistic < 0.01
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_white_noise_ycbcr(level: int) -> None:
+    # scikit-image's rgb2ycbcr is the studio range, in units of 1.
+    out = run("white_noise_ycbcr", level, FLAT)
+    noise = (color.rgb2ycbcr(out) - color.rgb2ycbcr(FLAT.astype(np.float64))) / 255
+    assert np.allclose(noise.reshape(-1, 3).var(axis=0) / value("white_noise_ycbcr", level), 1, atol=0.04)
+
+
+def test_ycbcr_noise_is_clipped_between_the_conversions() -> None:
+    white = np.ones((200, 200, 3), np.float32)
+    out = run("white_noise_ycbcr", 5, white)
+    luma = color.rgb2ycbcr(out)[..., 0] / 255
+    assert luma.max() <= 235 / 255 + 1e-6
+    # Y = 235 / 255 can rise by 20 / 255 only, so red, green and blue stay at 1 in about half of the pixels at most.
+    assert 0.02 < (out.min(axis=2) == 1).mean() < 0.3
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_impulse_noise(level: int) -> None:
+    image = np.full((400, 400, 3), 0.5, np.float32)
+    density = value("impulse_noise", level)
+    out = run("impulse_noise", level, image)
+    hit = out != 0.5
+    count = hit.size * density
+    assert abs(hit.sum() - count) < 4 * math.sqrt(count)
+    assert set(np.unique(out[hit])) == {0.0, 1.0}
+    assert abs((out == 1).sum() - (out == 0).sum()) < 4 * math.sqrt(count)
+    # Channels are hit on their own: both of two channels with probability density squared.
+    both = (hit[..., 0] & hit[..., 1]).sum()
+    assert both <= 400 * 400 * density**2 + 4 * math.sqrt(400 * 400 * density**2) + 1
+    # Every row and column gets its share, the last ones too.
+    assert abs(hit[200:].sum() - hit[:200].sum()) < 4 * math.sqrt(count)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("distribution", ["gaussian", "uniform"])
+def test_multiplicative_noise(level: int, distribution: str) -> None:
+    rng = np.random.default_rng(0)
+    out = OPERATORS["multiplicative_noise"](FLAT, level, rng, distribution=distribution)
+    factor = out.astype(np.float64) / 0.5 - 1
+    variance = value("multiplicative_noise", level)
+    assert abs(factor.var() / variance - 1) < 0.02
+    law = "norm" if distribution == "gaussian" else stats.uniform(-math.sqrt(3), 2 * math.sqrt(3)).cdf
+    assert stats.kstest(factor.ravel() / math.sqrt(variance), law).statistic < 0.01
+    black = OPERATORS["multiplicative_noise"](FLAT * 0, level, rng)
+    assert not black.any()
+
+
+# Brightness and contrast
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_darken(level: int) -> None:
+    curve = CubicSpline([0, 0.5, 1], [0, 0.5 - value("darken", level) / 2, 1])
+    assert np.abs(run("darken", level) - np.clip(curve(PHOTO64), 0, 1)).max() < 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_mean_shift(level: int, sign: int) -> None:
+    expected = np.clip(PHOTO64 + sign * 0.03 * level, 0, 1)
+    assert np.abs(run("mean_shift", level, sign=sign) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_linear_contrast(level: int, sign: int) -> None:
+    k = value("linear_contrast", level, sign)
+    assert k * sign > 0
+    curve = CubicSpline([0, 0.3, 0.5, 0.7, 1], [0, 0.25 - k / 4, 0.5, 0.75 + k / 4, 1])
+    assert np.abs(run("linear_contrast", level, sign=sign) - np.clip(curve(PHOTO64), 0, 1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_non_linear_contrast(level: int) -> None:
+    expected = 0.5 + (PHOTO64 - 0.5) * 2 * value("non_linear_contrast", level)
+    assert np.abs(run("non_linear_contrast", level) - expected).max() < 1e-6
+
+
+# Spatial
+
+
+def keys(s: np.ndarray) -> np.ndarray:
+    s = np.abs(s)
+    near = 1.5 * s**3 - 2.5 * s**2 + 1
+    far = -0.5 * s**3 + 2.5 * s**2 - 4 * s + 2
+    return np.where(s <= 1, near, np.where(s < 2, far, 0))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_jitter(level: int) -> None:
+    """Five warps by Keys' bicubic kernel, replaying the operator's random numbers."""
+    rng = np.random.default_rng(level)
+    shifts_table = _shift_tables(value("jitter", level))[0].astype(np.float64)
+    height, width = PHOTO.shape[:2]
+    rows, columns = np.mgrid[:height, :width]
+    image = PHOTO64
+    for _ in range(5):
+        words = rng.integers(0, 2**64 - 1, (2 * height * width + 3) // 4, dtype=np.uint64, endpoint=True)
+        draws = np.stack([(words >> np.uint64(16 * part)) & np.uint64(0xFFFF) for part in range(4)], axis=-1)
+        index = draws.ravel()[: 2 * height * width].reshape(2, height, width)
+        y, x = rows + shifts_table[index[0]], columns + shifts_table[index[1]]
+        y0, x0 = np.floor(y).astype(int), np.floor(x).astype(int)
+        total = np.zeros_like(image)
+        for j, i in itertools.product(range(-1, 3), repeat=2):
+            weight = keys(y - y0 - j) * keys(x - x0 - i)
+            source = image[np.clip(y0 + j, 0, height - 1), np.clip(x0 + i, 0, width - 1)]
+            total += weight[..., None] * source
+        image = np.clip(total, 0, 1)
+    out = run("jitter", level, seed=level)
+    effect = np.mean((image - PHOTO64) ** 2)
+    assert np.mean((out - image) ** 2) < 2e-3 * effect
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_jitter_shifts_are_normal(level: int) -> None:
+    deviation = value("jitter", level)
+    shifts, smooth = (table.astype(np.float64) for table in _shift_tables(deviation))
+    assert abs(shifts.var() / deviation**2 - 1) < 2e-3 and abs(shifts.mean()) < 1e-12
+    assert np.array_equal(shifts * 32, np.rint(shifts * 32))
+    assert np.array_equal(np.floor(shifts), np.floor(smooth))
+
+
+def test_non_eccentricity_patch_moves_patches_a_little() -> None:
+    height, width = 192, 256
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([y / 255, x / 255, np.zeros((height, width))], axis=-1).astype(np.float32)
+    counts = []
+    for level in LEVELS:
+        out = run("non_eccentricity_patch", level, image)
+        moved = np.abs(np.rint(out[..., :2] * 255) - np.stack([y, x], axis=-1)).max(axis=2)
+        counts.append(int((moved > 0).sum()))
+        # A patch moves by at most 8 pixels, and may be moved again where patches overlap.
+        assert 0 < moved.max() <= 8 * 4
+        assert np.median(moved[moved > 0]) <= 8
+        # One quarter of the reference area: 5, 10 ... 25 patches.
+        assert counts[-1] <= 5 * level * 256
+        assert not moved[:8].any() and not moved[:, -8:].any(), "patches stay away from the border"
+    assert counts == sorted(counts)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_pixelate(level: int) -> None:
+    zoom = 0.95 - value("pixelate", level) ** 0.6
+    height, width = PHOTO.shape[:2]
+    index = []
+    for side in (height, width):
+        small = math.ceil(zoom * side)
+        to_small = np.floor((np.arange(side) + 0.5) * small / side).astype(int)
+        index.append(np.floor((to_small + 0.5) * side / small + 1e-9).astype(int))
+    expected = PHOTO64[np.ix_(*index)]
+    assert np.abs(run("pixelate", level) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_optimal_levels_against_every_partition(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    histogram = np.zeros(256, np.int64)
+    bins = np.sort(rng.choice(256, 14, replace=False))
+    histogram[bins] = rng.integers(1, 100, 14)
+    best = math.inf
+    for cuts in itertools.combinations(range(1, 14), levels - 1):
+        error = 0.0
+        for part in np.split(np.arange(14), cuts):
+            mean = np.average(bins[part], weights=histogram[bins[part]])
+            error += float((histogram[bins[part]] * (bins[part] - mean) ** 2).sum())
+        best = min(best, error)
+    table = optimal_levels(histogram, levels).astype(np.float64) * 255
+    assert len(set(table[bins])) == levels
+    assert float((histogram * (np.arange(256) - table) ** 2)[bins].sum()) == pytest.approx(best, rel=1e-4)
+
+
+def test_quantisation_agrees_with_multi_level_otsu() -> None:
+    codes = np.rint(PHOTO * 255).astype(np.uint8)
+    cuts = filters.threshold_multiotsu(codes.reshape(100, 360), classes=4)
+    classes = np.digitize(codes, cuts, right=True)
+    table = optimal_levels(np.bincount(codes.ravel(), minlength=256), 4)
+    ours = np.unique(table[codes], return_inverse=True)[1].reshape(codes.shape)
+    assert np.array_equal(ours, classes)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_quantisation(level: int) -> None:
+    levels = int(value("quantisation", level))
+    out = run("quantisation", level)
+    assert len(np.unique(out)) == levels
+    codes = np.rint(PHOTO64 * 255)
+    for one in np.unique(out):
+        assert codes[out == one].mean() / 255 == pytest.approx(one, abs=1e-6)
+    few = np.repeat(np.float32([0.2, 0.6]), 16 * 32 * 3).reshape(32, 32, 3)
+    assert np.abs(run("quantisation", level, few) - few).max() < 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_colour_block(level: int) -> None:
+    image = np.full((384, 512, 3), 0.5, np.float32)
+    out = run("colour_block", level, image, seed=3)
+    colours = np.unique(out.reshape(-1, 3), axis=0)
+    colours = colours[~(colours == 0.5).all(axis=1)]
+    assert len(colours) <= value("colour_block", level)
+    for one in colours:
+        rows, columns = np.nonzero((out == one).all(axis=2))
+        assert rows.max() - rows.min() < 32 and columns.max() - columns.min() < 32
+    assert (out != 0.5).any(axis=2).sum() <= value("colour_block", level) * 32 * 32
+    small = run("colour_block", level, image[:200, :200], seed=3)
+    assert (small != 0.5).any(axis=2).sum() <= max(1, round(value("colour_block", level) * 0.2035)) * 32 * 32

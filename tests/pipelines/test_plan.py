@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from pipelines.runtime.cluster import ClusterError, plan_resources
+from pipelines.runtime.config import ClusterConfig
+
+
+def test_the_smallest_machine_runs_one_trial_at_a_time() -> None:
+    plan = plan_resources(ClusterConfig(), {"CPU": 1.0}, trials=4)
+    assert plan.concurrent_trials == 1
+
+
+def test_trials_fill_the_cluster_and_no_more() -> None:
+    config = ClusterConfig(workers=2, cpus_per_worker=1.0, cpus_per_data_task=1.0)
+    for cpus in range(4, 40):
+        plan = plan_resources(config, {"CPU": float(cpus)}, trials=100)
+        per_trial = 2 * 1.0 + 1.0 + 0.01
+        assert plan.concurrent_trials * per_trial <= cpus < (plan.concurrent_trials + 1) * per_trial
+
+
+def test_no_more_trials_at_a_time_than_there_are() -> None:
+    assert plan_resources(ClusterConfig(), {"CPU": 64.0}, trials=3).concurrent_trials == 3
+
+
+def test_accelerators_limit_trials_too() -> None:
+    config = ClusterConfig(gpus_per_worker=1.0)
+    assert plan_resources(config, {"CPU": 64.0, "GPU": 2.0}, trials=9).concurrent_trials == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "totals", "words"),
+    [
+        (ClusterConfig(workers=8), {"CPU": 2.0}, ["not enough CPUs", "8 worker(s) x 0.5", "has 2", "cluster.workers"]),
+        (ClusterConfig(gpus_per_worker=1.0), {"CPU": 2.0}, ["not enough GPUs", "gpus_per_worker=0"]),
+        (ClusterConfig(degrade_resource=1.0), {"CPU": 2.0}, ["'degrade'", "--resources"]),
+    ],
+)
+def test_what_does_not_fit_says_what_is_missing(
+    config: ClusterConfig, totals: dict[str, float], words: list[str]
+) -> None:
+    with pytest.raises(ClusterError) as caught:
+        plan_resources(config, totals)
+    assert str(caught.value).count("\n") == 1
+    for word in words:
+        assert word in str(caught.value)
