@@ -1,6 +1,6 @@
 """The dials of the method: frozen, keyword-only dataclasses with a sentence under each field.
 
-Defaults are the paper's sizes as resolved by the specification; `conf/preset/*.yaml` scales them together.
+Defaults are the paper's sizes, with our choices where it is silent (docs/deviations.md); presets scale them together.
 `from_dict` turns plain data (composed YAML, a bundle's JSON) into these types and refuses unknown or ill-typed keys.
 """
 
@@ -29,7 +29,7 @@ class StrictConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DegradeConfig(StrictConfig):
-    """The degradation chain (paper 3.1, Eq. 1; specification 1.1-1.5)."""
+    """The degradation chain (paper 3.1, Eq. 1)."""
 
     set: Literal["default", "kadid25", "qpt", "realesrgan"] = "default"
     """Which operators and groups a chain draws from."""
@@ -45,6 +45,8 @@ class DegradeConfig(StrictConfig):
     """Distribution of the level over 1..5."""
     level_sigma: float = 2.5
     """Standard deviation of the half-normal level distribution."""
+    speckle: Literal["gaussian", "uniform"] = "gaussian"
+    """Distribution of multiplicative noise; `uniform` is MATLAB's."""
     n_scope: Literal["sample", "batch"] = "sample"
     """Whether the chain length is drawn per view or once per batch."""
     scope: Literal["region", "image"] = "region"
@@ -57,7 +59,7 @@ class DegradeConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DREConfig(StrictConfig):
-    """The Dual-Representation Extractor's encoder and heads (specification 2.1, 2.2)."""
+    """The Dual-Representation Extractor's encoder and heads (paper 3.1, Eq. 4-5)."""
 
     width: int = 64
     """Channels of the first layer; each further layer doubles them."""
@@ -73,7 +75,7 @@ class DREConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoConfig(StrictConfig):
-    """Momentum contrast with masked negatives (specification 2.3, 2.4)."""
+    """Momentum contrast with masked negatives (paper 3.2, Fig. 3)."""
 
     queue_size: int = 8192
     """Keys held per half; a multiple of twice the global batch."""
@@ -98,14 +100,14 @@ class MoCoConfig(StrictConfig):
     queue_init: Literal["masked", "random"] = "masked"
     """Unfilled slots are masked out, or filled with random unit vectors as MoCo does."""
     shuffle_bn: bool = True
-    """Shuffle key crops so that BatchNorm statistics do not give the positive away (2.5)."""
+    """Shuffle key crops so that BatchNorm statistics do not give the positive away (MoCo)."""
     reset_queue: bool = False
     """Empty the queues when stage 2 starts (needed when image ids change meaning)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(StrictConfig):
-    """The image-feature backbone of the predictor, any timm model with intermediate features (3.2)."""
+    """The image-feature backbone of the predictor, any timm model with intermediate features (MANIQA)."""
 
     name: str = "vit_base_patch8_224.augreg_in21k_ft_in1k"
     """timm model name, with its tag pinned."""
@@ -119,7 +121,7 @@ class BackboneConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig(StrictConfig):
-    """Score predictor: fusion, transposed guidance, Swin, weighted head (3.3, 3.4)."""
+    """Score predictor: fusion, transposed guidance, Swin, weighted head (paper 3.1, Fig. 4)."""
 
     embed_dim: int = 768
     """Channels after the first stage's 1x1 convolution; half of it after the second."""
@@ -153,7 +155,7 @@ class PredictorConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RAMConfig(StrictConfig):
-    """Restoration-Assistance Module: guided NAFNet (3.5)."""
+    """Restoration-Assistance Module: guided NAFNet (paper 3.3, Eq. 2)."""
 
     width: int = 32
     """Channels at full resolution; equals half the DRE's width so that guidance needs no resizing."""
@@ -167,7 +169,7 @@ class RAMConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualConfig(StrictConfig):
-    """Perceptual term of the restoration loss (3.7)."""
+    """Perceptual term of the restoration loss (paper Eq. 3)."""
 
     backbone: Literal["vgg19", "squeezenet1_1", "none"] = "vgg19"
     """Feature network, frozen."""
@@ -191,7 +193,7 @@ class ModelConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(StrictConfig):
-    """Adam with cosine annealing per epoch (2.6, 3.9)."""
+    """Adam with cosine annealing per epoch (paper 4.2)."""
 
     batch_size: int = 64
     """Global batch over all workers."""
@@ -223,7 +225,7 @@ class OptimConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(StrictConfig):
-    """Contrastive pre-training of the extractor (section 2)."""
+    """Contrastive pre-training of the extractor (paper 3.2)."""
 
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     moco: MoCoConfig = field(default_factory=MoCoConfig)
@@ -236,7 +238,7 @@ class Stage1Config(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(StrictConfig):
-    """Joint training of predictor, restoration and extractor (section 3)."""
+    """Joint training of predictor, restoration and extractor (paper 3.1, 3.3)."""
 
     variant: Literal["v1", "v2", "v3", "proposed", "maniqa"] = "proposed"
     """Which of the paper's variants (Table 3), or the MANIQA baseline."""
@@ -271,7 +273,7 @@ class Stage2Config(StrictConfig):
     """Score regression loss, optionally with a correlation or ranking term."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     ref_source: Literal["auto", "dataset", "aux", "self", "none"] = "auto"
-    """Where restoration targets come from (3.6)."""
+    """Where restoration targets come from (paper Eq. 3)."""
     aux_batch: int = 16
     """Clean regions drawn per step for the auxiliary stream."""
     nce_source: Literal["auto", "iqa", "aux", "iqa_pair"] = "auto"

@@ -45,6 +45,7 @@ def ingest(job: Job) -> Result:
         + ", ".join(f"{n} {p}" for p, n in parts.items())
     )
     job.console.say(f"    clean ({data.clean.name}): {clean.counts['images']} images for stage 1")
+    job.tracker.json(job.name, asdict(inputs) | {"counts": counts}, "inputs.json")
     return {"inputs": asdict(inputs), "counts": counts, "score_kind": scored.score_kind}
 
 

@@ -69,7 +69,9 @@ def check(job: Job, inputs: Inputs, tested: Result, version: Result) -> Result:
     example = tested["example"]
     source = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
     image = source.open().read(example["image_id"])["bytes"]
-    answer = registry.pull_and_score(version["uri"], job.tracker.uri, image)
+    answer = registry.pull_and_score(
+        version["uri"], job.tracker.uri, image, job.config.evaluate.crops
+    )
     if answer["error"] is not None or abs(answer["score"] - example["score"]) > 1e-4:
         raise RuntimeError(
             f"{version['uri']} scores {answer} where the evaluation gave {example['score']:.6f}"

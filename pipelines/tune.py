@@ -6,12 +6,15 @@ from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, main
-from pipelines.runtime.search import search
+from pipelines.runtime.search import known_trials, search
 from pipelines.runtime.trials import METRIC
 
 
 def tune(job: Job, inputs: Inputs) -> Result:
     """Run the search; returns the best trial's `changes` and a row a trial."""
+    before = known_trials(job.output, job.name)
+    if before:
+        job.console.say(f"    goes on with {len(before)} trial(s) that a killed search had begun")
     with job.console.progress("trials") as meter:
         result = search(
             job.config,

@@ -42,7 +42,9 @@ def test_importing_the_whole_science_floor_loads_no_cluster_library() -> None:
         f"for name in {modules!r}: importlib.import_module(name)\n"
         f"print(json.dumps(sorted(set({sorted(UPWARD)!r}) & set(sys.modules))))"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True
+    )
     assert json.loads(answer.stdout.splitlines()[-1]) == []
 
 

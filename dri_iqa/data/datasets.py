@@ -10,9 +10,15 @@ from typing import Any
 
 from dri_iqa.config import nearest
 from dri_iqa.data.readers.biq2021 import read_biq2021
+from dri_iqa.data.readers.csiq import read_csiq
 from dri_iqa.data.readers.generic import read_csv, read_folder
 from dri_iqa.data.readers.kadid import read_kadid10k
 from dri_iqa.data.readers.koniq import read_koniq10k
+from dri_iqa.data.readers.live import read_live, read_livec
+from dri_iqa.data.readers.pipal import read_pipal
+from dri_iqa.data.readers.pristine import read_div2k, read_flickr2k
+from dri_iqa.data.readers.spaq import read_spaq
+from dri_iqa.data.readers.tid2013 import read_tid2013
 from dri_iqa.data.records import DataError, DataSet, Record
 from dri_iqa.data.sample import read_sample
 from dri_iqa.seeds import Purpose, generator
@@ -24,6 +30,14 @@ READERS: dict[str, Callable[..., DataSet]] = {
     "biq2021": read_biq2021,
     "kadid10k": read_kadid10k,
     "koniq10k": read_koniq10k,
+    "live": read_live,
+    "livec": read_livec,
+    "pipal": read_pipal,
+    "tid2013": read_tid2013,
+    "csiq": read_csiq,
+    "spaq": read_spaq,
+    "div2k": read_div2k,
+    "flickr2k": read_flickr2k,
 }
 """Reader of every data set; all but `sample` take the root first, options by keyword."""
 

@@ -6,10 +6,9 @@ which go round all 24 operators and five levels, and by random recipes.
 
 The scores are **pseudo scores**: no person has seen these images. They are the structural
 similarity (Wang et al. 2004) of scikit-image between the image and its reference, with the paper's
-Gaussian window, as the mean over Y, Cb and Cr. On grey alone, changes of colour would hardly
-count, and blur would weigh more than noise of the same energy. Averaged over scenes this score
-falls with the level for all operators but two: colour_block puts one block on a tile this small at
-any level, and colour_shift is nearly the same from level 3 on.
+Gaussian window, as the mean over Y, Cb and Cr; on grey alone, changes of colour would hardly count.
+Averaged over scenes this score falls with the level for all operators but two: colour_block puts
+one block on a tile this small at any level, and colour_shift is nearly the same from level 3 on.
 
 Training, validation and test have photographs of their own, the strictest reading of "disjoint":
 nothing of a test photograph, not even another corner of it, is seen in training, by the clean set
@@ -43,8 +42,8 @@ TILE = 128
 CLEAN_TILE, CLEAN_STRIDE = 192, 128
 """Side and spacing in pixels of the images of the clean set."""
 NOTES = (
-    "pseudo scores: structural similarity (mean over Y, Cb, Cr) to the reference, computed by scikit-image;"
-    " not human opinion and not a benchmark"
+    "pseudo scores: structural similarity to the reference (mean over Y, Cb, Cr), computed by"
+    " scikit-image; not human opinion and not a benchmark"
 )
 LICENCE = "photographs as shipped with scikit-image and scikit-learn (public domain, CC0, CC BY)"
 Part = Literal["train", "val", "test"]

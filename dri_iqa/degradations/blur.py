@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dri_iqa.degradations.core import Image, blur, clip01
+from dri_iqa.degradations.core import Image, array, blur, clip01
 
 
 def gaussian_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -55,7 +55,7 @@ def motion_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
 
 
 def _filter(image_HWC: Image, kernel_KK: NDArray[np.float32]) -> Image:
-    return clip01(np.asarray(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REPLICATE)))
+    return clip01(array(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REPLICATE)))
 
 
 @lru_cache(maxsize=32)

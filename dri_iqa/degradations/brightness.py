@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dri_iqa.degradations.core import Image, clip01, strips
+from dri_iqa.degradations.core import Image, array, clip01, strips
 from dri_iqa.degradations.lab import through_f
 
 
@@ -45,10 +45,10 @@ def brighten(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
 
 def _lift(f_HWC: Image, value: float) -> Image:
     """Apply the curve to L* / 100 = 1.16 f_Y - 0.16; a* and b* stay if all three f move by the same amount."""
-    lightness_HW = np.asarray(cv2.extractChannel(f_HWC, 1)) * np.float32(1.16) - np.float32(0.16)
+    lightness_HW = array(cv2.extractChannel(f_HWC, 1)) * np.float32(1.16) - np.float32(0.16)
     clip01(lightness_HW)
     step_HW = (parabola(lightness_HW, value) - lightness_HW) * np.float32(1 / 1.16)
-    f_HWC += np.asarray(cv2.merge([step_HW, step_HW, step_HW]))
+    f_HWC += array(cv2.merge([step_HW, step_HW, step_HW]))
     return f_HWC
 
 

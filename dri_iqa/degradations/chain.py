@@ -1,9 +1,9 @@
 """Drawing recipes: which operators, in which order, at which levels (paper 3.1, Eq. 1).
 
-A chain is a random permutation of the groups of operators. Of its first `n_max` groups each is executed with probability
-`p_keep`; an executed group contributes one of its types, at a random level. So a chain never applies one effect twice,
-has at most `n_max` operators, and has random order, types, degrees and length, as the paper asks. One type a group and
-half-normal levels are ARNIQA's (utils/utils_data.py).
+A chain is a random permutation of the groups of operators. Of its first `n_max` groups each is executed with
+probability `p_keep`; an executed group contributes one of its types, at a random level. So a chain never applies one
+effect twice, has at most `n_max` operators, and has random order, types, degrees and length, as the paper asks. One
+type a group and half-normal levels are ARNIQA's (utils/utils_data.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def draw_recipe(
     highest = len(names) if length is None else length
     for _ in range(_MAX_REDRAWS):
         order = rng.permutation(len(names))[: config.n_max]
-        executed = [names[i] for i, u in zip(order, rng.random(len(order)), strict=True) if u < keep[i]]
+        executed = [
+            names[i] for i, u in zip(order, rng.random(len(order)), strict=True) if u < keep[i]
+        ]
         if lowest <= len(executed) <= highest:
             return Recipe(tuple(_draw_step(groups[name], config, rng) for name in executed))
     raise ConfigError(
@@ -63,7 +65,9 @@ def level_probabilities(config: DegradeConfig) -> tuple[float, ...]:
     if config.level_dist == "uniform":
         return (0.2,) * 5
     if not config.level_sigma > 0:
-        raise ConfigError(f"degrade.level_sigma: got {config.level_sigma}, expected a positive number")
+        raise ConfigError(
+            f"degrade.level_sigma: got {config.level_sigma}, expected a positive number"
+        )
     weights = [math.exp(-0.5 * (step / config.level_sigma) ** 2) for step in range(5)]
     return tuple(weight / sum(weights) for weight in weights)
 
@@ -128,10 +132,14 @@ def check_chain(config: DegradeConfig) -> list[float]:
             raise ConfigError(f"degrade.p_keep: no probability for {', '.join(missing)}")
         keep = [config.p_keep[name] for name in names]
     else:
-        keep = [config.p_keep] * len(names)
+        keep = [float(config.p_keep)] * len(names)
     if not all(0 <= p <= 1 for p in keep):
-        raise ConfigError(f"degrade.p_keep: got {config.p_keep}, expected probabilities from 0 to 1")
+        raise ConfigError(
+            f"degrade.p_keep: got {config.p_keep}, expected probabilities from 0 to 1"
+        )
     longest = min(config.n_max, len(names), sum(p > 0 for p in keep))
     if not 0 <= config.min_ops <= longest:
-        raise ConfigError(f"degrade.min_ops: got {config.min_ops}, expected 0 to {longest}, the longest chain")
+        raise ConfigError(
+            f"degrade.min_ops: got {config.min_ops}, expected 0 to {longest}, the longest chain"
+        )
     return keep

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from dri_iqa.degradations.core import Image, blur, clip01, from_u8, strips, to_u8
+from dri_iqa.degradations.core import Image, array, blur, clip01, from_u8, strips, to_u8
 from dri_iqa.degradations.lab import f_to_rgb, through_f, whole_f
 
 
 def colour_diffusion(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Blur and amplify the chromaticity, keep the lightness.
 
-    a* and b* become value x Gaussian(a*, b*; sigma = 1.5 value + 2 pixels); out-of-gamut colours are clipped at the end.
+    a* and b* become value x Gaussian(a*, b*; sigma = 1.5 value + 2 pixels); colours are clipped at the end.
 
     Args:
         image_HWC: RGB in [0, 1].
@@ -30,12 +30,12 @@ def colour_diffusion(image_HWC: Image, value: float, rng: np.random.Generator) -
     """
     f_HWC = whole_f(image_HWC)
     to_chroma = np.array([[value, -value, 0], [0, -value, value]], dtype=np.float32)
-    chroma_HW2 = blur(np.asarray(cv2.transform(f_HWC, to_chroma)), 1.5 * value + 2)
+    chroma_HW2 = blur(array(cv2.transform(f_HWC, to_chroma)), 1.5 * value + 2)
     out_HWC = np.empty_like(image_HWC)
     for rows in strips(image_HWC):
-        f_y_HW = np.asarray(cv2.extractChannel(f_HWC[rows], 1))
+        f_y_HW = array(cv2.extractChannel(f_HWC[rows], 1))
         x_HW, z_HW = cv2.split(chroma_HW2[rows])
-        f_to_rgb(np.asarray(cv2.merge([x_HW + f_y_HW, f_y_HW, z_HW + f_y_HW])), out_HWC[rows])
+        f_to_rgb(array(cv2.merge([x_HW + f_y_HW, f_y_HW, z_HW + f_y_HW])), out_HWC[rows])
     return out_HWC
 
 
@@ -57,7 +57,7 @@ def colour_shift(image_HWC: Image, value: float, rng: np.random.Generator) -> Im
     dy, dx = (int(d) for d in signs * np.rint(value * direction / np.linalg.norm(direction)))
     height, width = image_HWC.shape[:2]
     pad_y, pad_x = abs(dy), abs(dx)
-    green_HW = np.asarray(cv2.extractChannel(image_HWC, 1))
+    green_HW = array(cv2.extractChannel(image_HWC, 1))
     padded = cv2.copyMakeBorder(green_HW, pad_y, pad_y, pad_x, pad_x, cv2.BORDER_REPLICATE)
     top, left = pad_y - dy, pad_x - dx
     shifted_HW = padded[top : top + height, left : left + width]
@@ -141,7 +141,7 @@ def saturation_lab(image_HWC: Image, value: float, rng: np.random.Generator) -> 
     """
     rest = 1 - value
     scale = np.array([[value, rest, 0], [0, 1, 0], [0, rest, value]], dtype=np.float32)
-    return through_f(image_HWC, lambda f_HWC: np.asarray(cv2.transform(f_HWC, scale)))
+    return through_f(image_HWC, lambda f_HWC: array(cv2.transform(f_HWC, scale)))
 
 
 def colour_quantisation(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:

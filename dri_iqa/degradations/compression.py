@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 
 from dri_iqa.degradations import codestream
-from dri_iqa.degradations.core import Image, from_u8, to_u8
+from dri_iqa.degradations.core import Image, array, from_u8, to_u8
 
 
-def jpeg2000(image_HWC: Image, value: float, rng: np.random.Generator, base_step: int | None = None) -> Image:
+def jpeg2000(
+    image_HWC: Image, value: float, rng: np.random.Generator, base_step: int | None = None
+) -> Image:
     """JPEG 2000 with the irreversible 9/7 wavelet at a fixed compression ratio, through OpenJPEG (Pillow).
 
     Args:
@@ -47,5 +49,4 @@ def jpeg(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     done, data = cv2.imencode(".jpg", bgr_HWC, options)
     if not done:
         raise ValueError(f"jpeg: OpenCV could not encode an image of shape {image_HWC.shape}")
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_BGR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return from_u8(np.asarray(cv2.cvtColor(np.asarray(decoded), cv2.COLOR_BGR2RGB)))
+    return from_u8(array(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)))

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dri_iqa.degradations.core import Image, clip01
+from dri_iqa.degradations.core import Image, array, clip01
 
 LEVELS = 5
 """Levels of the wavelet transform, fewer for images whose side is below 64."""
@@ -54,9 +54,9 @@ def fast_fading(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
     levels = LEVELS
     while levels > 1 and min(image_HWC.shape[:2]) < 2 ** (levels + 1):
         levels -= 1
-    ycbcr_HWC = np.asarray(cv2.transform(image_HWC, _TO_YCBCR.astype(np.float32)))
+    ycbcr_HWC = array(cv2.transform(image_HWC, _TO_YCBCR.astype(np.float32)))
     planes_CHW = [wavelet(ycbcr_HWC[..., channel], levels) for channel in range(3)]
-    boxes = band_boxes(*image_HWC.shape[:2], levels)
+    boxes = band_boxes(image_HWC.shape[0], image_HWC.shape[1], levels)
     fade = 1 - math.exp(-MARGIN / 10 ** (value / 10))
     leave = 1 / MEAN_BURST
     enter = leave * fade / (1 - fade)
@@ -66,11 +66,13 @@ def fast_fading(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
             for y in range(top, bottom, CODE_BLOCK):
                 for x in range(left, right, CODE_BLOCK):
                     if bad:
-                        block = coefficients[y : min(y + CODE_BLOCK, bottom), x : min(x + CODE_BLOCK, right)]
+                        block = coefficients[
+                            y : min(y + CODE_BLOCK, bottom), x : min(x + CODE_BLOCK, right)
+                        ]
                         _damage(block, band == 0, rng)
                     bad = bool(rng.random() < (1 - leave if bad else enter))
     restored = cv2.merge([unwavelet(coefficients, levels) for coefficients in planes_CHW])
-    return clip01(np.asarray(cv2.transform(restored, np.linalg.inv(_TO_YCBCR).astype(np.float32))))
+    return clip01(array(cv2.transform(restored, np.linalg.inv(_TO_YCBCR).astype(np.float32))))
 
 
 def _damage(block: NDArray[np.float32], lowest: bool, rng: np.random.Generator) -> None:

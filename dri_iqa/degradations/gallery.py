@@ -60,7 +60,11 @@ def gallery(
         raise ValueError(
             f"gallery: got tile {tile} and columns {columns}, expected at least {MIN_SIDE} and 1"
         )
-    names = list(operators) if operators is not None else [n for names in GROUPS.values() for n in names]
+    names = (
+        list(operators)
+        if operators is not None
+        else [n for names in GROUPS.values() for n in names]
+    )
     if not names:
         raise ValueError("gallery: got no operators, expected at least one name")
     rows: list[tuple[Operator, int]] = []

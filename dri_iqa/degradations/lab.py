@@ -14,7 +14,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from dri_iqa.degradations.core import Image, lookup, strips, to_u16
+from dri_iqa.degradations.core import Image, array, lookup, strips, to_u16
 
 DELTA = 6 / 29
 """Where the cube root of the Lab function meets its linear toe, on the f axis."""
@@ -61,11 +61,11 @@ def whole_f(image_HWC: Image) -> Image:
 
 def rgb_to_f(image_HWC: Image) -> Image:
     """(f_X, f_Y, f_Z) of an sRGB image in [0, 1]; black is 4/29, white is 1."""
-    xyz_HWC = np.asarray(cv2.transform(lookup(to_u16(image_HWC), _LINEAR), _FORWARD))
+    xyz_HWC = array(cv2.transform(lookup(to_u16(image_HWC), _LINEAR), _FORWARD))
     # f is the cube root down to DELTA**3 and its tangent below: the sum of one term for each side.
     toe_HWC = np.minimum(xyz_HWC, DELTA**3)
     np.maximum(xyz_HWC, DELTA**3, out=xyz_HWC)
-    f_HWC = np.asarray(cv2.pow(xyz_HWC, 1 / 3))
+    f_HWC = array(cv2.pow(xyz_HWC, 1 / 3))
     toe_HWC -= DELTA**3
     toe_HWC *= 1 / (3 * DELTA**2)
     f_HWC += toe_HWC
@@ -81,5 +81,5 @@ def f_to_rgb(f_HWC: Image, out_HWC: Image | None = None) -> Image:
     cube_HWC = f_HWC * f_HWC
     cube_HWC *= f_HWC
     cube_HWC += toe_HWC
-    codes_HWC = to_u16(np.asarray(cv2.transform(cube_HWC, _BACKWARD)))
-    return np.asarray(cv2.LUT(codes_HWC, _ENCODED, dst=out_HWC))
+    codes_HWC = to_u16(array(cv2.transform(cube_HWC, _BACKWARD)))
+    return array(cv2.LUT(codes_HWC, _ENCODED, dst=out_HWC))

@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 
-from dri_iqa.degradations.core import Image, clip01, lookup, noise_table, normals, random_u16
+from dri_iqa.degradations.core import Image, array, clip01, lookup, noise_table, normals, random_u16
 
 # Studio-range YCbCr of ITU-R BT.601: Y in [16, 235] / 255, Cb and Cr in [16, 240] / 255 (MATLAB's rgb2ycbcr).
 _TO_YCBCR = (
@@ -53,9 +53,9 @@ def white_noise_ycbcr(image_HWC: Image, value: float, rng: np.random.Generator) 
 
     Source: KADIS imnoisecolormap.m (imnoise on rgb2ycbcr). Full-range YCbCr would give about 14 % less noise.
     """
-    ycbcr_HWC = np.asarray(cv2.transform(image_HWC, _FORWARD))
+    ycbcr_HWC = array(cv2.transform(image_HWC, _FORWARD))
     ycbcr_HWC += normals(image_HWC.shape, math.sqrt(value), rng)
-    return clip01(np.asarray(cv2.transform(clip01(ycbcr_HWC), _BACKWARD)))
+    return clip01(array(cv2.transform(clip01(ycbcr_HWC), _BACKWARD)))
 
 
 def impulse_noise(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -99,7 +99,9 @@ def multiplicative_noise(
         centred = (np.arange(65536) + 0.5) / 32768 - 1
         table = (1 + math.sqrt(3 * value) * centred).astype(np.float32)
     else:
-        raise ValueError(f"multiplicative_noise: got distribution {distribution!r}, expected gaussian or uniform")
+        raise ValueError(
+            f"multiplicative_noise: got distribution {distribution!r}, expected gaussian or uniform"
+        )
     factor_HWC = lookup(random_u16(image_HWC.shape, rng), table)
     return clip01(np.multiply(image_HWC, factor_HWC, out=factor_HWC))
 
@@ -120,4 +122,4 @@ def denoise(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
         out = cv2.GaussianBlur(noisy_HWC, (13, 13), 3.0, borderType=cv2.BORDER_REPLICATE)
     else:
         out = cv2.blur(noisy_HWC, (5, 5), borderType=cv2.BORDER_REPLICATE)
-    return clip01(np.asarray(out))
+    return clip01(array(out))

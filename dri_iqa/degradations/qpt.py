@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dri_iqa.degradations.blur import disk_kernel, line_kernel
-from dri_iqa.degradations.core import Image, blur, clip01, from_u8, lookup, normals, random_u16, to_u8
+from dri_iqa.degradations.core import (
+    Image,
+    array,
+    blur,
+    clip01,
+    from_u8,
+    lookup,
+    normals,
+    random_u16,
+    to_u8,
+)
 from dri_iqa.degradations.realesrgan import generalised_kernel
 
 _GREY = np.array([[0.299, 0.587, 0.114]] * 3, dtype=np.float32)
@@ -25,7 +35,7 @@ _GREY = np.array([[0.299, 0.587, 0.114]] * 3, dtype=np.float32)
 def sharpen(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Unsharp mask with a 3 x 3 Gaussian, sigma 0.8; `value` is the amount."""
     smooth = cv2.GaussianBlur(image_HWC, (3, 3), 0.8, borderType=cv2.BORDER_REPLICATE)
-    return clip01(np.asarray(cv2.addWeighted(image_HWC, 1 + value, smooth, -value, 0.0)))
+    return clip01(array(cv2.addWeighted(image_HWC, 1 + value, smooth, -value, 0.0)))
 
 
 def gaussian_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -41,7 +51,7 @@ def motion_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
 
 def median_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Median over a square of `value` pixels, channel by channel, in 8 bits."""
-    return from_u8(np.asarray(cv2.medianBlur(to_u8(image_HWC), int(value))))
+    return from_u8(array(cv2.medianBlur(to_u8(image_HWC), int(value))))
 
 
 def glass_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -59,11 +69,11 @@ def glass_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Imag
         cv2.INTER_NEAREST | cv2.WARP_RELATIVE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return clip01(blur(np.asarray(moved), sigma))
+    return clip01(blur(array(moved), sigma))
 
 
 def generalised_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
-    """A rotated generalised Gaussian of 7 x 7 pixels: sigma_x = `value`, sigma_y ~ U(0.5, 1) value, shape ~ U(0.5, 4)."""
+    """A rotated generalised Gaussian, 7 x 7 pixels: sigma_x = `value`, sigma_y ~ U(0.5, 1) value, shape ~ U(0.5, 4)."""
     sigma_y = value * rng.uniform(0.5, 1.0)
     angle, shape = rng.uniform(0, math.pi), rng.uniform(0.5, 4.0)
     return _filter(image_HWC, generalised_kernel(7, value, sigma_y, angle, shape))
@@ -92,14 +102,14 @@ def iso_noise(image_HWC: Image, value: float, rng: np.random.Generator) -> Image
     `value` is the intensity, 0.1 to 0.9; the hue's deviation is 360 c value degrees with c = 0.01 to 0.03.
     """
     shift = 0.01 + 0.005 * round((value - 0.1) / 0.2)
-    hls_HWC = np.asarray(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2HLS))
+    hls_HWC = array(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2HLS))
     hue_HW, light_HW, saturation_HW = (plane.copy() for plane in cv2.split(hls_HWC))
     mean = float(light_HW.std()) * value * 255
     hue_HW += normals(hue_HW.shape, shift * 360 * value, rng)
     hue_HW %= 360
     light_HW += rng.poisson(mean, light_HW.shape).astype(np.float32) / 255 * (1 - light_HW)
     noisy = cv2.merge([hue_HW, np.minimum(light_HW, 1), saturation_HW])
-    return clip01(np.asarray(cv2.cvtColor(noisy, cv2.COLOR_HLS2RGB)))
+    return clip01(array(cv2.cvtColor(noisy, cv2.COLOR_HLS2RGB)))
 
 
 def colour_noise(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -132,21 +142,21 @@ def contrast(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
 
 def gamma(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Every sample to the power of `value`."""
-    return clip01(np.asarray(cv2.pow(image_HWC, value)))
+    return clip01(array(cv2.pow(image_HWC, value)))
 
 
 def hue(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Turn the hue by `value` full turns."""
-    hsv_HWC = np.asarray(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2HSV))
+    hsv_HWC = array(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2HSV))
     turned_HW = (hsv_HWC[..., 0] + np.float32(360 * value)) % np.float32(360)
     cv2.insertChannel(turned_HW, hsv_HWC, 0)
-    return clip01(np.asarray(cv2.cvtColor(hsv_HWC, cv2.COLOR_HSV2RGB)))
+    return clip01(array(cv2.cvtColor(hsv_HWC, cv2.COLOR_HSV2RGB)))
 
 
 def saturation(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Distances to the pixel's own grey times `value`."""
     grey = cv2.transform(image_HWC, _GREY)
-    return clip01(np.asarray(cv2.addWeighted(image_HWC, value, grey, 1 - value, 0.0)))
+    return clip01(array(cv2.addWeighted(image_HWC, value, grey, 1 - value, 0.0)))
 
 
 def nearest(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -168,8 +178,8 @@ def _rescale(image_HWC: Image, factor: float, method: int) -> Image:
     height, width = image_HWC.shape[:2]
     small = (max(1, round(width / factor)), max(1, round(height / factor)))
     reduced = cv2.resize(image_HWC, small, interpolation=method)
-    return clip01(np.asarray(cv2.resize(reduced, (width, height), interpolation=method)))
+    return clip01(array(cv2.resize(reduced, (width, height), interpolation=method)))
 
 
 def _filter(image_HWC: Image, kernel_KK: NDArray[np.float32]) -> Image:
-    return clip01(np.asarray(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REPLICATE)))
+    return clip01(array(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REPLICATE)))

@@ -2,7 +2,7 @@
 
 Ranges and probabilities are those of options/train_realesrnet_x4plus.yml. A level is one fifth of an operator's range,
 inside which the parameter is uniform; with equally likely levels that is the published distribution. Two things differ:
-images are resized back at once, because operators keep the shape, and the reduction by 4 of super-resolution is left out.
+images are resized back at once, because operators keep the shape, and super-resolution's reduction by 4 is left out.
 
 Legend: H, W height and width in pixels; C = 3 channels; K side of a kernel.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import j1
 
 from dri_iqa.degradations.compression import jpeg
-from dri_iqa.degradations.core import Image, clip01, normals, to_u8
+from dri_iqa.degradations.core import Image, array, clip01, normals, to_u8
 
 KERNELS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
 KERNEL_BOUNDS = np.cumsum([0.45, 0.25, 0.12, 0.03, 0.12, 0.03])[:-1]
@@ -40,7 +40,10 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Range of each operator's parameter, from the mildest to the strongest value."""
 
-ENLARGE: dict[str, tuple[float, float]] = {"esrgan_resize": (1.0, 1.5), "esrgan_resize2": (1.0, 1.2)}
+ENLARGE: dict[str, tuple[float, float]] = {
+    "esrgan_resize": (1.0, 1.5),
+    "esrgan_resize2": (1.0, 1.2),
+}
 """The same for sign -1 of the resizing operators."""
 
 
@@ -75,7 +78,9 @@ def make_blur(name: str) -> Callable[[Image, float, np.random.Generator], Image]
             shape, plateau = 1.0, family.startswith("plateau")
             if plateau or family.startswith("generalised"):
                 ends = (1.0, 2.0) if plateau else (0.5, 4.0)
-                shape = rng.uniform(ends[0], 1.0) if rng.random() < 0.5 else rng.uniform(1.0, ends[1])
+                shape = (
+                    rng.uniform(ends[0], 1.0) if rng.random() < 0.5 else rng.uniform(1.0, ends[1])
+                )
             kernel = generalised_kernel(size, sigma_x, sigma_y, angle, shape, plateau)
         return _filter(image_HWC, kernel)
 
@@ -93,7 +98,7 @@ def make_resize(name: str) -> Callable[[Image, float, np.random.Generator], Imag
         height, width = image_HWC.shape[:2]
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         out = cv2.resize(image_HWC, size, interpolation=there)
-        return clip01(np.asarray(cv2.resize(out, (width, height), interpolation=back)))
+        return clip01(array(cv2.resize(out, (width, height), interpolation=back)))
 
     return resize
 
@@ -119,7 +124,7 @@ def make_poisson(name: str) -> Callable[[Image, float, np.random.Generator], Ima
         scale = _within(value, RANGES[name], rng)
         source = to_u8(image_HWC)
         if rng.random() < GREY:
-            source = np.asarray(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY))[..., None]
+            source = array(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY))[..., None]
         used = int(np.count_nonzero(np.bincount(source.ravel(), minlength=256)))
         photons = 2.0 ** math.ceil(math.log2(used))
         clean = source.astype(np.float64) / 255
@@ -153,7 +158,7 @@ def generalised_kernel(
     shape: float,
     plateau: bool = False,
 ) -> NDArray[np.float32]:
-    """exp(-q^shape / 2), or 1 / (1 + q^shape) for the plateau family, with q the squared Mahalanobis distance; sum 1."""
+    """exp(-q^shape / 2), or 1 / (1 + q^shape) for a plateau, with q the squared Mahalanobis distance; sum 1."""
     axis = np.arange(size) - (size - 1) / 2
     x, y = np.meshgrid(axis, axis)
     along = x * math.cos(angle) + y * math.sin(angle)
@@ -174,4 +179,4 @@ def sinc_kernel(size: int, cutoff: float) -> NDArray[np.float32]:
 
 
 def _filter(image_HWC: Image, kernel_KK: NDArray[np.float32]) -> Image:
-    return clip01(np.asarray(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REFLECT_101)))
+    return clip01(array(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REFLECT_101)))

@@ -83,7 +83,9 @@ def parse_recipe(text: str) -> Recipe:
     for word in text.split():
         match = _STEP.fullmatch(word)
         if match is None:
-            raise ValueError(f"recipe step {word!r}: expected name:level, as in 'jpeg:3 mean_shift:-2'")
+            raise ValueError(
+                f"recipe step {word!r}: expected name:level, as in 'jpeg:3 mean_shift:-2'"
+            )
         level = int(match["level"])
         steps.append(Step(match["name"], abs(level), -1 if level < 0 else 1))
     return Recipe(tuple(steps))
@@ -103,7 +105,7 @@ def apply_recipe(
         image_HWC: (H, W, 3) RGB, sides of at least 32.
         recipe: what to apply, in order.
         rng: source of the operators' randomness.
-        config: which table of levels holds; the default configuration if None.
+        config: which table of levels and which speckle; the default configuration if None.
 
     Raises:
         ValueError: another shape or dtype, or a recipe that the table of levels does not allow.
@@ -116,7 +118,8 @@ def apply_recipe(
     for step in recipe.steps:
         operator = OPERATORS[step.name]
         value = operator.value(step.level, config.levels, step.sign)
-        degraded_HWC = operator.function(degraded_HWC, value, rng)
+        options = {"distribution": config.speckle} if step.name == "multiplicative_noise" else {}
+        degraded_HWC = operator.function(degraded_HWC, value, rng, **options)
     return to_u8(degraded_HWC)
 
 
@@ -124,7 +127,13 @@ def check_u8(image_HWC: NDArray[np.uint8], name: str) -> None:
     """Raise ValueError unless the image is (H, W, 3) uint8 with sides of at least 32."""
     shape = getattr(image_HWC, "shape", None)
     dtype = getattr(image_HWC, "dtype", type(image_HWC).__name__)
-    if dtype != np.uint8 or shape is None or len(shape) != 3 or shape[2] != 3 or min(shape[:2]) < MIN_SIDE:
+    if (
+        dtype != np.uint8
+        or shape is None
+        or len(shape) != 3
+        or shape[2] != 3
+        or min(shape[:2]) < MIN_SIDE
+    ):
         raise ValueError(
             f"{name}: got shape {shape}, dtype {dtype}; expected (H, W, 3) uint8 RGB, sides >= {MIN_SIDE}"
         )

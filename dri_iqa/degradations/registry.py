@@ -62,7 +62,11 @@ class Operator:
         Raises:
             ValueError: no such level, table or sign.
         """
-        if isinstance(level, bool) or not isinstance(level, int | np.integer) or not 1 <= level <= 5:
+        if (
+            isinstance(level, bool)
+            or not isinstance(level, int | np.integer)
+            or not 1 <= level <= 5
+        ):
             raise ValueError(f"{self.name}: got level {level!r}, expected an integer from 1 to 5")
         if levels not in TABLES:
             known = ", ".join(TABLES)
@@ -72,9 +76,13 @@ class Operator:
         if sign == 1:
             return TABLES[levels][self.name][level - 1]
         if not self.signed:
-            raise ValueError(f"{self.name}: got sign -1, but only {', '.join(NEGATIVE)} have a sign")
+            raise ValueError(
+                f"{self.name}: got sign -1, but only {', '.join(NEGATIVE)} have a sign"
+            )
         if not self.draws_sign(levels):
-            raise ValueError(f"{self.name}: got sign -1, but table {levels!r} fixes the sign of each level")
+            raise ValueError(
+                f"{self.name}: got sign -1, but table {levels!r} fixes the sign of each level"
+            )
         return NEGATIVE[self.name][level - 1]
 
     def __call__(
@@ -106,7 +114,9 @@ class Operator:
         value = self.value(level, levels, sign)
         image_HWC = check_image(image_HWC, self.name)
         if not isinstance(rng, np.random.Generator):
-            raise ValueError(f"{self.name}: got rng of type {type(rng).__name__}, expected numpy.random.Generator")
+            raise ValueError(
+                f"{self.name}: got rng of type {type(rng).__name__}, expected numpy.random.Generator"
+            )
         return self.function(image_HWC, value, rng, **options)
 
 
@@ -212,5 +222,7 @@ def get_operator(name: str) -> Operator:
         ValueError: there is none; the message names the nearest.
     """
     if name not in OPERATORS:
-        raise ValueError(f"unknown operator {name!r}{nearest(name, list(OPERATORS))}; known: {', '.join(OPERATORS)}")
+        raise ValueError(
+            f"unknown operator {name!r}{nearest(name, list(OPERATORS))}; known: {', '.join(OPERATORS)}"
+        )
     return OPERATORS[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from dri_iqa.degradations.core import Image, clip01
+from dri_iqa.degradations.core import Image, array, clip01
 
 METHODS = (cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_NEAREST_EXACT, cv2.INTER_LANCZOS4)
 
@@ -27,4 +27,4 @@ def down_up(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     height, width = image_HWC.shape[:2]
     small = (max(1, round(width / value)), max(1, round(height / value)))
     reduced = cv2.resize(image_HWC, small, interpolation=method)
-    return clip01(np.asarray(cv2.resize(reduced, (width, height), interpolation=method)))
+    return clip01(array(cv2.resize(reduced, (width, height), interpolation=method)))

@@ -1,7 +1,7 @@
 """One training sample of the contrastive stage: a clean region, degraded twice, and two crops of each view.
 
-The crops are x11, x12 of the first view and x21, x22 of the second (paper 3.2). Crops are only moved and flipped: colour
-jitter, rescaling and grey-scaling, usual in contrastive learning, would change the quality that is to be learned.
+The crops are x11, x12 of the first view and x21, x22 of the second (paper 3.2). Crops are only moved and flipped:
+colour jitter, rescaling and grey-scaling, usual in contrastive learning, would change the quality to be learned.
 
 Legend: H, W height and width in pixels; C = 3 channels; 4 = crops (x11, x12, x21, x22); 2 = views.
 """
@@ -122,7 +122,9 @@ def _region(
     if config.scope == "image":
         return image_HWC
     if config.region < crop:
-        raise ConfigError(f"degrade.region: got {config.region}, expected at least the crop, {crop}")
+        raise ConfigError(
+            f"degrade.region: got {config.region}, expected at least the crop, {crop}"
+        )
     rng = generator(run_seed, Purpose.REGION, epoch, image_index)
     height, width = (min(side, config.region) for side in image_HWC.shape[:2])
     top = int(rng.integers(image_HWC.shape[0] - height, endpoint=True))
@@ -136,7 +138,9 @@ def _batch_length(
     if config.n_scope == "sample":
         return None
     if batch_position is None:
-        raise ConfigError("degrade.n_scope is batch: degrade_clean needs batch_position, the batch's number")
+        raise ConfigError(
+            "degrade.n_scope is batch: degrade_clean needs batch_position, the batch's number"
+        )
     rng = generator(run_seed, Purpose.DEGRADE, epoch, batch_position, _BATCH_VIEW)
     return draw_length(rng, config)
 
@@ -154,7 +158,9 @@ def _position(
         return int(rng.integers(rows)), int(rng.integers(columns))
     low, high = config.crop_overlap
     if not 0 <= low <= high <= 1:
-        raise ConfigError(f"degrade.crop_overlap: got {config.crop_overlap}, expected 0 <= low <= high <= 1")
+        raise ConfigError(
+            f"degrade.crop_overlap: got {config.crop_overlap}, expected 0 <= low <= high <= 1"
+        )
     shared_rows = np.maximum(crop - np.abs(np.arange(rows) - other[0]), 0)
     shared_columns = np.maximum(crop - np.abs(np.arange(columns) - other[1]), 0)
     overlap = np.outer(shared_rows, shared_columns) / crop**2

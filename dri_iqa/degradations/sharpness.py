@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from dri_iqa.degradations.core import Image, blur, clip01, strips
+from dri_iqa.degradations.core import Image, array, blur, clip01, strips
 from dri_iqa.degradations.lab import f_to_rgb, whole_f
 
 
@@ -20,15 +20,15 @@ def high_sharpen(image_HWC: Image, value: float, rng: np.random.Generator) -> Im
         value: amount, 1 to 12.
         rng: not used.
 
-    Source: KADIS imsharpenHi.m: imsharpen's `Radius` is the standard deviation itself (ports that use 6 are not followed).
+    Source: KADIS imsharpenHi.m: imsharpen's `Radius` is the standard deviation itself (some ports double it).
     """
     f_HWC = whole_f(image_HWC)
-    f_y_HW = np.asarray(cv2.extractChannel(f_HWC, 1))
-    step_HW = np.asarray(cv2.addWeighted(f_y_HW, value, blur(f_y_HW, 3.0), -value, 0.0))
+    f_y_HW = array(cv2.extractChannel(f_HWC, 1))
+    step_HW = array(cv2.addWeighted(f_y_HW, value, blur(f_y_HW, 3.0), -value, 0.0))
     out_HWC = np.empty_like(image_HWC)
     for rows in strips(image_HWC):
         part_HW = step_HW[rows]
-        f_HWC[rows] += np.asarray(cv2.merge([part_HW, part_HW, part_HW]))
+        f_HWC[rows] += array(cv2.merge([part_HW, part_HW, part_HW]))
         f_to_rgb(f_HWC[rows], out_HWC[rows])
     return out_HWC
 

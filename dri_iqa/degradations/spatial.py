@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dri_iqa.degradations.core import (
     REFERENCE_AREA,
     Image,
+    array,
     clip01,
     lookup,
     normal_table,
@@ -47,9 +48,9 @@ def jitter(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     cubic_HWC, smooth_HWC, out_HWC = (np.empty_like(image_HWC) for _ in range(3))
     for _ in range(5):
         index_2HW = random_u16(shifts_2HW.shape, rng)
-        # OpenCV's bicubic kernel has a = -0.75, which overshoots a ramp by half for small shifts. Keys' kernel is linear
-        # in a, so a = -0.5 is 2/3 of it plus 1/3 of the kernel for a = 0, and that one is linear interpolation at the
-        # fraction 3t^2 - 2t^3. In two dimensions this leaves out one product term (4e-5 of the effect's energy).
+        # OpenCV's bicubic kernel has a = -0.75, which overshoots a ramp by half for small shifts. Keys' kernel is
+        # linear in a, so a = -0.5 is 2/3 of it plus 1/3 of the kernel for a = 0, and that one is linear interpolation
+        # at the fraction 3t^2 - 2t^3. In two dimensions one product term is left out (4e-5 of the effect's energy).
         cv2.LUT(index_2HW, smooth_table, dst=shifts_2HW)
         _sample(image_HWC, shifts_2HW, cv2.INTER_LINEAR, smooth_HWC)
         cv2.LUT(index_2HW, cubic_table, dst=shifts_2HW)
@@ -121,7 +122,7 @@ def pixelate(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     height, width = image_HWC.shape[:2]
     rows_HW = np.repeat(_nearest(height, zoom), width).reshape(height, width)
     columns_HW = np.tile(_nearest(width, zoom), (height, 1))
-    return np.asarray(cv2.remap(image_HWC, columns_HW, rows_HW, cv2.INTER_NEAREST))
+    return array(cv2.remap(image_HWC, columns_HW, rows_HW, cv2.INTER_NEAREST))
 
 
 def _nearest(side: int, zoom: float) -> NDArray[np.float32]:
@@ -147,7 +148,8 @@ def quantisation(image_HWC: Image, value: float, rng: np.random.Generator) -> Im
     its output values by the class means (Lloyd-Max), see thresholds.py.
     """
     codes_HWC = to_u8(image_HWC)
-    histogram = np.bincount(codes_HWC.reshape(-1), minlength=256)
+    flat = codes_HWC.reshape(codes_HWC.shape[0], -1)
+    histogram = array(cv2.calcHist([flat], [0], None, [256], [0, 256])).ravel().astype(np.int64)
     return lookup(codes_HWC, optimal_levels(histogram, int(value)))
 
 

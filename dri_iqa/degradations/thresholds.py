@@ -38,16 +38,21 @@ def _partition(values: NDArray[np.float64], weights: NDArray[np.float64], levels
     size = values.size
     mass = np.concatenate([[0.0], np.cumsum(weights)])
     first = np.concatenate([[0.0], np.cumsum(weights * values)])
-    # cost[j, i]: what the interval [i, j) does not lose, i.e. (sum w v)^2 / sum w; larger is better.
+    # gain[j, i]: what the interval [i, j) does not lose, i.e. (sum w v)^2 / sum w; the larger the better.
     span = mass[:, None] - mass[None, :]
-    gain = (first[:, None] - first[None, :]) ** 2 / np.where(span > 0, span, 1.0)
+    gain = np.square(first[:, None] - first[None, :])
+    gain /= np.where(span > 0, span, 1.0)
     gain[span <= 0] = -np.inf
     best = gain[:, 0].copy()
     choices = np.zeros((levels, size + 1), dtype=np.intp)
-    for level in range(1, levels):
-        total = gain + best[None, :]
+    total = np.empty_like(gain)
+    ends = np.arange(size + 1)
+    for level in range(1, levels - 1):
+        np.add(gain, best, out=total)
         choices[level] = total.argmax(axis=1)
-        best = total[np.arange(size + 1), choices[level]]
+        best = total[ends, choices[level]]
+    if levels > 1:
+        choices[levels - 1, size] = (gain[size] + best).argmax()
     starts = []
     end = size
     for level in range(levels - 1, -1, -1):

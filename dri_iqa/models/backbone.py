@@ -99,7 +99,7 @@ def _create(config: BackboneConfig, load_weights: bool) -> nn.Module:
         return create(pretrained=False)
     if config.weights == "pretrained":
         return cast(nn.Module, from_hub(lambda: create(pretrained=True), key))
-    state = read_safetensors(config.weights, key)
+    state = _with_own_classifier(read_safetensors(config.weights, key), create(pretrained=False))
     try:
         # timm's own loader resamples position embeddings to the configured image size
         return create(pretrained=True, pretrained_cfg_overlay={"state_dict": state})
@@ -108,6 +108,14 @@ def _create(config: BackboneConfig, load_weights: bool) -> nn.Module:
         raise ConfigError(
             f"{key}={config.weights} does not fit {config.name}: {reason}; {choices(key)}"
         ) from None
+
+
+def _with_own_classifier(state: dict[str, Tensor], net: Any) -> dict[str, Tensor]:
+    """The file's tensors with a random classifier, which is cut off later and may be absent."""
+    names = net.pretrained_cfg["classifier"] or ()
+    prefixes = tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names))
+    own = {n: t for n, t in net.state_dict().items() if n.startswith(prefixes)} if prefixes else {}
+    return {n: t for n, t in state.items() if not prefixes or not n.startswith(prefixes)} | own
 
 
 def _check_image_size(net: Any, config: BackboneConfig, crop: int) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dri_iqa.models.backbone import to_grid
+from dri_iqa.models.pointwise import Pointwise
 
 
 class ConvolutionalFusion(nn.Module):
@@ -33,7 +34,7 @@ class ConvolutionalFusion(nn.Module):
         self.grid = grid
         n = len(widths)
         shares = [channels // n + (i < channels % n) for i in range(n)]
-        self.inputs = nn.ModuleList(nn.Conv2d(w, s, 1) for w, s in zip(widths, shares, strict=True))
+        self.inputs = nn.ModuleList(Pointwise(w, s) for w, s in zip(widths, shares, strict=True))
         self.mix = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
 
     def forward(self, quality_maps: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dri_iqa.config import ConfigError
+from dri_iqa.models.pointwise import Pointwise
 
 _SLOPE = 0.1
 _KERNEL = 3
@@ -48,8 +49,8 @@ class SFT(nn.Module):
 
     def __init__(self, channels: int, guide_channels: int) -> None:
         super().__init__()
-        self.hidden = nn.Conv2d(guide_channels, 2 * guide_channels, 1)
-        self.out = nn.Conv2d(2 * guide_channels, 2 * channels, 1, groups=2)
+        self.hidden = Pointwise(guide_channels, 2 * guide_channels)
+        self.out = Pointwise(2 * guide_channels, 2 * channels, groups=2)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(_bias(self.out))
 
@@ -71,7 +72,7 @@ class Concat(nn.Module):
 
     def __init__(self, channels: int, guide_channels: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(channels + guide_channels, channels, 1)
+        self.mix = Pointwise(channels + guide_channels, channels)
         nn.init.zeros_(self.mix.weight)
         nn.init.zeros_(_bias(self.mix))
 
@@ -99,7 +100,7 @@ class DegradationAware(nn.Module):
             nn.Linear(max(1, channels // 8), channels),
             nn.Sigmoid(),
         )
-        self.mix = nn.Conv2d(channels, channels, 1)
+        self.mix = Pointwise(channels, channels)
         self.scale_C = nn.Parameter(torch.zeros(channels))
 
     def forward(self, h_BCHW: Tensor, guide_BRHW: Tensor) -> Tensor:

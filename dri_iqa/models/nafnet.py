@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from dri_iqa.config import RAMConfig
 from dri_iqa.models.dre import upper
 from dri_iqa.models.guidance import make_guidance
+from dri_iqa.models.pointwise import Pointwise
 
 SIZES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...]]] = {
     "sidd": ((2, 2, 4, 8), 12, (2, 2, 2, 2)),
@@ -64,13 +65,13 @@ class NAFBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = ChannelLayerNorm(channels)
-        self.expand1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.expand1 = Pointwise(channels, 2 * channels)
         self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, 1, 1, groups=2 * channels)
-        self.attention = nn.Conv2d(channels, channels, 1)
-        self.project1 = nn.Conv2d(channels, channels, 1)
+        self.attention = Pointwise(channels, channels)
+        self.project1 = Pointwise(channels, channels)
         self.norm2 = ChannelLayerNorm(channels)
-        self.expand2 = nn.Conv2d(channels, 2 * channels, 1)
-        self.project2 = nn.Conv2d(channels, channels, 1)
+        self.expand2 = Pointwise(channels, 2 * channels)
+        self.project2 = Pointwise(channels, channels)
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -108,9 +109,7 @@ class NAFNet(nn.Module):
         self.encoders = nn.ModuleList(_blocks(n, c) for n, c in zip(encoder, widths, strict=False))
         self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, 2) for c in widths[:4])
         self.middle = _blocks(middle, widths[4])
-        self.ups = nn.ModuleList(
-            nn.Conv2d(2 * c, 4 * c, 1, bias=False) for c in reversed(widths[:4])
-        )
+        self.ups = nn.ModuleList(Pointwise(2 * c, 4 * c, bias=False) for c in reversed(widths[:4]))
         self.decoders = nn.ModuleList(
             _blocks(n, c) for n, c in zip(decoder, reversed(widths[:4]), strict=True)
         )

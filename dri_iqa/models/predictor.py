@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dri_iqa.config import PredictorConfig
 from dri_iqa.models.fusion import ConvolutionalFusion, TransposedAttention
+from dri_iqa.models.pointwise import Pointwise
 from dri_iqa.models.swin import Swin
 
 
@@ -46,7 +47,7 @@ class PredictorStage(nn.Module):
             TransposedAttention(grid * grid, config.dropout, config.maniqa_compat)
             for _ in range(config.num_tgb)
         )
-        self.reduce = nn.Conv2d(channels_in, channels, 1)
+        self.reduce = Pointwise(channels_in, channels)
         self.swin = Swin(
             channels,
             grid,

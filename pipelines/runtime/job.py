@@ -63,7 +63,9 @@ class Job:
         quiet_libraries(self.config.verbose)
         self.tracker = Tracker(self.config.tracking, self.output)
         with connect(self.config.cluster, verbose=self.config.verbose) as totals:
-            self.plan = plan_resources(self.config.cluster, totals, self.config.search.trials)
+            search = self.config.search
+            trials = min(search.trials, search.concurrent or search.trials)
+            self.plan = plan_resources(self.config.cluster, totals, trials)
             self.console.say(f"cluster   {self.plan}")
             self.console.say(f"tracking  {self.tracker.uri}")
             self.journal = Journal(f"journal-{self.name}")

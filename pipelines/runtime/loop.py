@@ -7,6 +7,7 @@ schedule, checkpoints, resume and reporting. It runs on every worker of a Ray Tr
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import tempfile
@@ -32,6 +33,12 @@ from pipelines.runtime.journal import JournalWriter
 Metrics = dict[str, float]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROGRESS_S = 1.0
+# torch 2.15 renamed the switch, and warns about the old name.
+NO_SYNC = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 class TrainingError(RuntimeError):
@@ -86,9 +93,13 @@ def train(training: Training) -> list[Metrics]:
     model: nn.Module = stage
     if world > 1:
         # Queues and metadata are kept equal by the stage itself; broadcasting them each step would only cost.
-        model = nn.parallel.DistributedDataParallel(stage, broadcast_buffers=False)
+        model = nn.parallel.DistributedDataParallel(stage, **{NO_SYNC: False})
 
     total = training.steps_per_epoch * optim.epochs
+    if rank == 0 and progress.step:
+        training.journal.post(
+            run=training.key, say=f"resumed from the checkpoint at step {progress.step} of {total}"
+        )
     clock = _Clock()
     for batch in clock.waiting(training.stream(progress.step, total)):
         epoch, index = divmod(progress.step, training.steps_per_epoch)

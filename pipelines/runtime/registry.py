@@ -38,7 +38,8 @@ import base64, json, os, sys
 import mlflow, pandas as pd
 image = base64.b64decode(sys.stdin.read())
 model = mlflow.pyfunc.load_model(os.environ["DRI_IQA_CHECK_MODEL"])
-table = model.predict(pd.DataFrame({"image": [image]}))
+crops = int(os.environ["DRI_IQA_CHECK_CROPS"])
+table = model.predict(pd.DataFrame({"image": [image]}), params={"crops": crops})
 print("RESULT " + json.dumps(table.drop(columns="image").iloc[0].to_dict()))
 """
 
@@ -144,7 +145,7 @@ def requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def pull_and_score(model: str, tracking_uri: str, image: bytes) -> dict[str, Any]:
+def pull_and_score(model: str, tracking_uri: str, image: bytes, crops: int) -> dict[str, Any]:
     """Pull a model by its registry URI in a new process, elsewhere, and score one picture with it.
 
     Returns:
@@ -160,6 +161,7 @@ def pull_and_score(model: str, tracking_uri: str, image: bytes) -> dict[str, Any
         "MLFLOW_TRACKING_URI": tracking_uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "DRI_IQA_CHECK_MODEL": model,
+        "DRI_IQA_CHECK_CROPS": str(crops),
     }
     with tempfile.TemporaryDirectory() as elsewhere:
         answer = subprocess.run(

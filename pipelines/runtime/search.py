@@ -58,9 +58,13 @@ def search(
         RuntimeError: no trial got as far as one epoch.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault(
+        "TUNE_DISABLE_SIGINT_HANDLER", "1"
+    )  # an interrupt ends the job, not just the search
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the report is ours
     folder = storage.join(config.output, "search", name)
-    log = TrialLog(storage.join(folder, "trials.json"))
+    log = TrialLog(_log_uri(config.output, name))
+    report = TrialReport(log, tracker, key, meter, config)
     pool: Any = ray.remote(num_cpus=0)(_Stage1Pool).remote()
     scratch = storage.join(folder, "tune")
     trial = tune.with_parameters(
@@ -99,7 +103,7 @@ def search(
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[TrialReport(log, tracker, key, meter, config)],
+                callbacks=[report],
                 failure_config=tune.FailureConfig(max_failures=1),
             ),
         ).fit()
@@ -113,8 +117,17 @@ def search(
         raise RuntimeError(
             f"no trial finished an epoch; the first error: {(errors or ['none'])[0]}"
         )
+    if report.ended < config.search.trials:
+        raise RuntimeError(
+            f"the search ended after {report.ended} of {config.search.trials} trials"
+        )
     best = max(done, key=lambda found: (not found["stopped_early"], found[METRIC]))
     return {"changes": best["changes"], "best": best, "trials": trials}
+
+
+def known_trials(output: str, name: str) -> list[dict[str, float]]:
+    """The values of the trials that an earlier run of this search has begun."""
+    return TrialLog(_log_uri(output, name)).points()
 
 
 def domain(dimension: Dimension) -> Any:
@@ -190,6 +203,10 @@ def _trial(
     )
     # Killed between the last epoch and Tune's record of it, the run had nothing left to report by itself.
     tune.report(result["history"][-1])
+
+
+def _log_uri(output: str, name: str) -> str:
+    return storage.join(output, "search", name, "trials.json")
 
 
 class _Stage1Pool:

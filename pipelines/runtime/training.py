@@ -23,6 +23,9 @@ def run_stage(job: Job, spec: RunSpec, name: str) -> Result:
         def handle(record: dict[str, Any]) -> None:
             if record["run"] != key:
                 return
+            if "say" in record:
+                job.console.say(f"    {record['say']}")
+                return
             note = record.get("note", "")
             if metrics := record.get("metrics"):
                 job.tracker.epoch(key, record["epoch"], metrics)

@@ -69,6 +69,8 @@ class TrialReport(tune.Callback):
         self._log, self._tracker, self._key, self._meter = log, tracker, key, meter
         self._search = config.search
         self._epochs: dict[str, int] = {}
+        self.ended = 0
+        """Trials that are over, for whatever reason."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune stores its set-up beside the search; a new driver brings a report of its own
@@ -87,6 +89,7 @@ class TrialReport(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial reached its budget or was stopped."""
+        self.ended += 1
         name = self._run(trial)
         reached = self._epochs.get(name, 0)
         key = trial_key(self._key, trial.config)
@@ -98,6 +101,7 @@ class TrialReport(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial failed for good."""
+        self.ended += 1
         self._run(trial)
         lines = str(trial.get_error()).strip().splitlines()
         self._log.end(trial.config, error=lines[-1] if lines else "unknown")

@@ -64,7 +64,7 @@ def test_scores_belong_to_the_images(sample: tuple[DataSet, DataSet]) -> None:
         assert record.reference is not None
         original_HWC = decode(references[record.reference].data or b"")
         assert record.score == pseudo_score(original_HWC, decode(record.data or b""))
-        assert 0 < record.score <= 1
+        assert 0 < (record.score or 0) <= 1
     assert pseudo_score(original_HWC, original_HWC) == 1
 
 

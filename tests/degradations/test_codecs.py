@@ -15,8 +15,12 @@ from dri_iqa.degradations.fading import band_boxes, unwavelet, wavelet
 
 ASTRONAUT = np.ascontiguousarray(data.astronaut()[:224, 100:324])
 COFFEE = np.ascontiguousarray(data.coffee()[80:304, 200:424])
-NOISY = np.clip(COFFEE + np.random.default_rng(0).normal(0, 15, COFFEE.shape), 0, 255).astype(np.uint8)
-SMOOTH = np.ascontiguousarray(np.asarray(Image.fromarray(COFFEE).resize((40, 40)).resize((224, 224))))
+NOISY = np.clip(COFFEE + np.random.default_rng(0).normal(0, 15, COFFEE.shape), 0, 255).astype(
+    np.uint8
+)
+SMOOTH = np.ascontiguousarray(
+    np.asarray(Image.fromarray(COFFEE).resize((40, 40)).resize((224, 224)))
+)
 PHOTOS = {"astronaut": ASTRONAUT, "coffee": COFFEE, "noisy": NOISY, "smooth": SMOOTH}
 RATIOS = (16, 32, 45, 120, 170, 400)
 
@@ -70,7 +74,9 @@ def test_coarser_steps_cost_no_quality(name: str, ratio: float) -> None:
     own = codec.roundtrip(image, ratio, 1)
     ours = codec.roundtrip(image, ratio)
     assert psnr(ours, image) > psnr(own, image) - 0.25
-    assert psnr(ours, own) > min(psnr(own, image) + 4, 40), "the two differ by less than either from the image"
+    assert psnr(ours, own) > min(psnr(own, image) + 4, 40), (
+        "the two differ by less than either from the image"
+    )
 
 
 @pytest.mark.parametrize("base_step", codec.STEPS)
@@ -94,9 +100,12 @@ def test_a_step_that_was_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(codec, "predict_step", lambda image, ratio: 16)
     tried = []
     encode = codec.encode
-    monkeypatch.setattr(codec, "encode", lambda image, ratio, step: tried.append(step) or encode(image, ratio, step))
+    monkeypatch.setattr(
+        codec, "encode", lambda image, ratio, step: tried.append(step) or encode(image, ratio, step)
+    )
     out = codec.roundtrip(SMOOTH, 16)
-    assert tried[0] == 16 and len(tried) > 1
+    assert tried[0] == 16
+    assert len(tried) > 1
     assert psnr(out, SMOOTH) > psnr(codec.decode(encode(SMOOTH, 16)), SMOOTH) - 0.25
 
 
@@ -138,6 +147,8 @@ def test_wavelet_is_invertible_and_nearly_orthonormal(size: tuple[int, int], lev
     assert 0.7 < (coefficients**2).sum() / (plane**2).sum() < 1.4
     flat = wavelet(np.ones(size, np.float32), levels)
     boxes = band_boxes(*size, levels)
-    assert sum((b - t) * (r - l) for t, b, l, r in boxes) == plane.size
+    assert sum((box[1] - box[0]) * (box[3] - box[2]) for box in boxes) == plane.size
     for top, bottom, left, right in boxes[1:]:
-        assert np.abs(flat[top:bottom, left:right]).max() < 1e-5 * 2**levels, "details of a constant vanish"
+        assert np.abs(flat[top:bottom, left:right]).max() < 1e-5 * 2**levels, (
+            "details of a constant vanish"
+        )

@@ -17,13 +17,18 @@ PHOTO = np.ascontiguousarray(data.astronaut()[:100, 150:270])
 
 def test_shows_each_operator_at_five_levels() -> None:
     picture = gallery(PHOTO, operators=["pixelate", "mean_shift"], tile=48, context=64, columns=1)
-    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
+    assert picture.shape[2] == 3
     # Three rows (mean shift has two signs) of five tiles: the dark shift's tiles get darker from left to right.
     x = 12 + 148
     row_height = 48 + 17 + 6
     top = 12 + 26 + 2 * row_height
-    means = [picture[top : top + 48, x + 52 * level : x + 52 * level + 48].mean() for level in range(5)]
-    assert means == sorted(means, reverse=True) and means[0] - means[4] > 15
+    means = [
+        picture[top : top + 48, x + 52 * level : x + 52 * level + 48].mean() for level in range(5)
+    ]
+    assert means == sorted(means, reverse=True)
+    assert means[0] - means[4] > 15
     label = picture[top : top + 40, 12 : 12 + 140]
     assert (label < 100).any(), "the name is printed"
 

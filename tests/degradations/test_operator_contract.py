@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Natural-like: smooth structure in three colours, an edge, some texture."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / 40
-    planes = [0.5 + 0.25 * np.sin(x * (1 + 0.3 * c) + y) + 0.15 * np.cos(2 * y - c) for c in range(3)]
+    planes = [
+        0.5 + 0.25 * np.sin(x * (1 + 0.3 * c) + y) + 0.15 * np.cos(2 * y - c) for c in range(3)
+    ]
     image = np.stack(planes, axis=-1) + rng.normal(0, 0.03, (height, width, 1))
     image[height // 3 :, width // 2 :] *= 0.6
     return np.clip(image, 0, 1).astype(np.float32)
@@ -43,9 +47,11 @@ def signs(name: str) -> tuple[int, ...]:
 def check(name: str, image: np.ndarray, level: int, sign: int = 1) -> np.ndarray:
     before = image.copy()
     out = OPERATORS[name](image, level, np.random.default_rng(7), sign=sign)
-    assert out.shape == image.shape and out.dtype == np.float32
+    assert out.shape == image.shape
+    assert out.dtype == np.float32
     assert not np.isnan(out).any()
-    assert 0 <= out.min() and out.max() <= 1
+    assert out.min() >= 0
+    assert out.max() <= 1
     assert np.array_equal(image, before), "input was modified"
     assert not np.shares_memory(out, image)
     again = OPERATORS[name](image, level, np.random.default_rng(7), sign=sign)
@@ -98,8 +104,10 @@ def test_bits_do_not_depend_on_where_arrays_lie(name: str) -> None:
 def test_large_image(name: str) -> None:
     image = picture(2040, 1356)
     out = OPERATORS[name](image, 3, np.random.default_rng(0))
-    assert out.shape == image.shape and out.dtype == np.float32
-    assert 0 <= out.min() and out.max() <= 1
+    assert out.shape == image.shape
+    assert out.dtype == np.float32
+    assert out.min() >= 0
+    assert out.max() <= 1
     assert not np.array_equal(out, image)
 
 
@@ -128,7 +136,7 @@ def test_error_grows_with_the_level(name: str) -> None:
                 total += float(np.mean((out.astype(np.float64) - image) ** 2))
             errors.append(total)
         assert errors[0] > 0, "level 1 is the identity"
-        assert all(b >= a for a, b in zip(errors, errors[1:], strict=False)), errors
+        assert all(b >= a for a, b in itertools.pairwise(errors)), errors
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,7 +169,9 @@ GOOD = picture(40, 40)
     ],
 )
 def test_bad_images_are_named(image: np.ndarray, got: str) -> None:
-    with pytest.raises(ValueError, match=f"gaussian_blur: got .*{got}.*expected|gaussian_blur: got {got}"):
+    with pytest.raises(
+        ValueError, match=f"gaussian_blur: got .*{got}.*expected|gaussian_blur: got {got}"
+    ):
         OPERATORS["gaussian_blur"](image, 3, np.random.default_rng(0))
 
 
@@ -173,7 +183,9 @@ def test_negative_zero_is_zero() -> None:
 
 @pytest.mark.parametrize("level", [0, 6, -1, 2.0, True, "3", None])
 def test_bad_levels_are_named(level: object) -> None:
-    with pytest.raises(ValueError, match=f"jpeg: got level {level!r}, expected an integer from 1 to 5"):
+    with pytest.raises(
+        ValueError, match=f"jpeg: got level {level!r}, expected an integer from 1 to 5"
+    ):
         OPERATORS["jpeg"](GOOD, level, np.random.default_rng(0))  # pyright: ignore[reportArgumentType]
 
 
@@ -185,7 +197,9 @@ def test_bad_sign_table_and_rng_are_named() -> None:
         OPERATORS["mean_shift"](GOOD, 1, rng, sign=0)
     with pytest.raises(ValueError, match="table 'kadis' fixes the sign"):
         OPERATORS["mean_shift"](GOOD, 1, rng, levels="kadis", sign=-1)
-    with pytest.raises(ValueError, match="got levels 'matlab', expected one of default, kadis, arniqa"):
+    with pytest.raises(
+        ValueError, match="got levels 'matlab', expected one of default, kadis, arniqa"
+    ):
         OPERATORS["jpeg"](GOOD, 1, rng, levels="matlab")
     with pytest.raises(ValueError, match="got rng of type RandomState"):
         OPERATORS["jpeg"](GOOD, 1, np.random.RandomState(0))  # pyright: ignore[reportArgumentType]
@@ -193,14 +207,40 @@ def test_bad_sign_table_and_rng_are_named() -> None:
 
 def test_type_ids_are_frozen() -> None:
     """Bits of stored type masks: new operators may be appended, nothing may move."""
-    first = (
-        "gaussian_blur lens_blur motion_blur colour_diffusion colour_shift saturation_hsv saturation_lab jpeg2000 "
-        "jpeg white_noise white_noise_ycbcr impulse_noise multiplicative_noise brighten darken mean_shift jitter "
-        "non_eccentricity_patch pixelate quantisation colour_block high_sharpen linear_contrast non_linear_contrast "
-        "colour_quantisation denoise down_up fast_fading"
-    ).split()
+    first = [
+        "gaussian_blur",
+        "lens_blur",
+        "motion_blur",
+        "colour_diffusion",
+        "colour_shift",
+        "saturation_hsv",
+        "saturation_lab",
+        "jpeg2000",
+        "jpeg",
+        "white_noise",
+        "white_noise_ycbcr",
+        "impulse_noise",
+        "multiplicative_noise",
+        "brighten",
+        "darken",
+        "mean_shift",
+        "jitter",
+        "non_eccentricity_patch",
+        "pixelate",
+        "quantisation",
+        "colour_block",
+        "high_sharpen",
+        "linear_contrast",
+        "non_linear_contrast",
+        "colour_quantisation",
+        "denoise",
+        "down_up",
+        "fast_fading",
+    ]
     assert [TYPE_IDS[name] for name in first] == list(range(28))
-    assert TYPE_IDS["qpt_sharpen"] == 28 and TYPE_IDS["esrgan_blur"] == 49 and TYPE_IDS["esrgan_sinc"] == 59
+    assert TYPE_IDS["qpt_sharpen"] == 28
+    assert TYPE_IDS["esrgan_blur"] == 49
+    assert TYPE_IDS["esrgan_sinc"] == 59
     assert max(TYPE_IDS.values()) < 63, "a type mask is a positive int64"
 
 
@@ -237,4 +277,6 @@ def test_the_other_tables_run(levels: str) -> None:
     for name in DEFAULT:
         for level in (1, 5):
             out = OPERATORS[name](GOOD, level, np.random.default_rng(0), levels=levels)
-            assert out.shape == GOOD.shape and 0 <= out.min() and out.max() <= 1
+            assert out.shape == GOOD.shape
+            assert out.min() >= 0
+            assert out.max() <= 1

@@ -27,7 +27,8 @@ def test_text_and_back() -> None:
     assert str(CHAIN) == "jpeg:3 mean_shift:-2 gaussian_blur:1"
     assert parse_recipe(str(CHAIN)) == CHAIN
     assert parse_recipe("  jpeg:3\tmean_shift:-2  gaussian_blur:1\n") == CHAIN
-    assert str(Recipe()) == "pristine" and parse_recipe("pristine") == parse_recipe("") == Recipe()
+    assert str(Recipe()) == "pristine"
+    assert parse_recipe("pristine") == parse_recipe("") == Recipe()
 
 
 @pytest.mark.parametrize("name", ["default", "kadid25", "qpt", "realesrgan"])
@@ -41,23 +42,35 @@ def test_every_drawn_recipe_survives_its_text(name: str) -> None:
 
 def test_recipes_are_values() -> None:
     same = parse_recipe(str(CHAIN))
-    assert hash(same) == hash(CHAIN) and same.hash == CHAIN.hash
+    assert hash(same) == hash(CHAIN)
+    assert same.hash == CHAIN.hash
     assert len({CHAIN, same, Recipe()}) == 2
-    assert len(CHAIN) == 3 and len(Recipe()) == 0
+    assert len(CHAIN) == 3
+    assert len(Recipe()) == 0
     assert Recipe() < CHAIN
     with pytest.raises(AttributeError):
         CHAIN.steps = ()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_type_mask_is_the_set_of_types() -> None:
-    assert CHAIN.type_mask == sum(1 << TYPE_IDS[name] for name in ("jpeg", "mean_shift", "gaussian_blur"))
+    assert CHAIN.type_mask == sum(
+        1 << TYPE_IDS[name] for name in ("jpeg", "mean_shift", "gaussian_blur")
+    )
     other = Recipe((Step("gaussian_blur", 5), Step("mean_shift", 1), Step("jpeg", 1)))
-    assert other.type_mask == CHAIN.type_mask and other.hash != CHAIN.hash
+    assert other.type_mask == CHAIN.type_mask
+    assert other.hash != CHAIN.hash
     assert Recipe().type_mask == 0
 
 
 def test_hash_sees_order_type_level_and_sign() -> None:
-    texts = ["jpeg:3 pixelate:1", "pixelate:1 jpeg:3", "jpeg:2 pixelate:1", "mean_shift:3", "mean_shift:-3", ""]
+    texts = [
+        "jpeg:3 pixelate:1",
+        "pixelate:1 jpeg:3",
+        "jpeg:2 pixelate:1",
+        "mean_shift:3",
+        "mean_shift:-3",
+        "",
+    ]
     hashes = {parse_recipe(text).hash for text in texts}
     assert len(hashes) == len(texts)
     assert all(-(2**63) <= value < 2**63 for value in hashes)
@@ -78,7 +91,10 @@ HASH = 8114543840838281319
     ("text", "message"),
     [
         ("jpg:3", r"unknown operator 'jpg' \(did you mean jpeg\?\)"),
-        ("jpeg:3 gausian_blur:2", r"unknown operator 'gausian_blur' \(did you mean gaussian_blur\?\)"),
+        (
+            "jpeg:3 gausian_blur:2",
+            r"unknown operator 'gausian_blur' \(did you mean gaussian_blur\?\)",
+        ),
         ("jpeg", "recipe step 'jpeg': expected name:level"),
         ("jpeg:", "recipe step 'jpeg:': expected name:level"),
         ("jpeg:2.5", "expected name:level"),
@@ -99,13 +115,15 @@ def test_apply_is_the_composition_of_the_operators() -> None:
     for step in CHAIN.steps:
         expected = OPERATORS[step.name](expected, step.level, rng, sign=step.sign)
     out = apply_recipe(IMAGE, CHAIN, np.random.default_rng(5))
-    assert out.dtype == np.uint8 and np.array_equal(out, np.rint(expected * 255).astype(np.uint8))
+    assert out.dtype == np.uint8
+    assert np.array_equal(out, np.rint(expected * 255).astype(np.uint8))
 
 
 def test_apply_leaves_its_input_and_rounds_once() -> None:
     before = IMAGE.copy()
     out = apply_recipe(IMAGE, Recipe(), np.random.default_rng(0))
-    assert np.array_equal(out, IMAGE) and not np.shares_memory(out, IMAGE)
+    assert np.array_equal(out, IMAGE)
+    assert not np.shares_memory(out, IMAGE)
     apply_recipe(IMAGE, CHAIN, np.random.default_rng(0))
     assert np.array_equal(IMAGE, before)
     # Two shifts that cancel: rounding between them would not give the image back everywhere.
@@ -121,11 +139,33 @@ def test_apply_uses_the_configured_table() -> None:
     assert not np.array_equal(apply_recipe(IMAGE, recipe, np.random.default_rng(0)), IMAGE)
     with pytest.raises(ValueError, match="fixes the sign"):
         apply_recipe(
-            IMAGE, parse_recipe("mean_shift:-3"), np.random.default_rng(0), DegradeConfig(levels="arniqa")
+            IMAGE,
+            parse_recipe("mean_shift:-3"),
+            np.random.default_rng(0),
+            DegradeConfig(levels="arniqa"),
         )
 
 
-@pytest.mark.parametrize("bad", [IMAGE[..., 0], IMAGE[:31], IMAGE.astype(np.float32), IMAGE.tolist()])
+def test_apply_uses_the_configured_speckle() -> None:
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    recipe = parse_recipe("multiplicative_noise:5")
+    spread = {}
+    for speckle in ("gaussian", "uniform"):
+        config = DegradeConfig(speckle=speckle)
+        out = (
+            apply_recipe(grey, recipe, np.random.default_rng(0), config).astype(np.float64) / 128
+            - 1
+        )
+        assert abs(out.std() / 0.05**0.5 - 1) < 0.03
+        spread[speckle] = np.abs(out).max()
+    assert spread["uniform"] < (3 * 0.05) ** 0.5 + 0.01 < spread["gaussian"]
+
+
+@pytest.mark.parametrize(
+    "bad", [IMAGE[..., 0], IMAGE[:31], IMAGE.astype(np.float32), IMAGE.tolist()]
+)
 def test_apply_refuses_other_images(bad: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"apply_recipe: got shape .*; expected \(H, W, 3\) uint8 RGB"):
+    with pytest.raises(
+        ValueError, match=r"apply_recipe: got shape .*; expected \(H, W, 3\) uint8 RGB"
+    ):
         apply_recipe(bad, CHAIN, np.random.default_rng(0))

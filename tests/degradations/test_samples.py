@@ -38,10 +38,14 @@ def digests() -> list[str]:
     return [digest(index) for index in range(40)]
 
 
-@pytest.mark.parametrize("method", ["spawn", pytest.param("fork", marks=pytest.mark.filterwarnings("ignore:.*fork"))])
+@pytest.mark.parametrize(
+    "method", ["spawn", pytest.param("fork", marks=pytest.mark.filterwarnings("ignore:.*fork"))]
+)
 def test_identical_bytes_in_any_process_and_order(method: str, digests: list[str]) -> None:
     order = np.random.default_rng(0).permutation(40).tolist()
-    with multiprocessing.get_context(method).Pool(4 if method == "fork" else 2, pin_threads) as pool:
+    with multiprocessing.get_context(method).Pool(
+        4 if method == "fork" else 2, pin_threads
+    ) as pool:
         parallel = pool.map(digest, order, chunksize=3)
     assert [digests[index] for index in order] == parallel
     assert len(set(digests)) == 40
@@ -51,7 +55,7 @@ def test_bytes_do_not_depend_on_what_came_before(digests: list[str]) -> None:
     assert [digest(index) for index in (7, 3, 7)] == [digests[7], digests[3], digests[7]]
 
 
-def sample(index: int = 0, **options: object):  # noqa: ANN201
+def sample(index: int = 0, **options: object):
     arguments: dict[str, object] = {
         "run_seed": 1,
         "epoch": 0,
@@ -113,7 +117,10 @@ def test_crops_come_from_the_degraded_region() -> None:
     image = clean()
     result = sample(3)
     rng = generator(1, Purpose.REGION, 0, 3)
-    top, left = int(rng.integers(110 - 96, endpoint=True)), int(rng.integers(130 - 96, endpoint=True))
+    top, left = (
+        int(rng.integers(110 - 96, endpoint=True)),
+        int(rng.integers(130 - 96, endpoint=True)),
+    )
     region = np.ascontiguousarray(image[top : top + 96, left : left + 96])
     rng = generator(1, Purpose.DEGRADE, 0, 3, 0)
     recipe = draw_recipe(rng, SMALL)
@@ -131,7 +138,9 @@ def test_positions_reach_every_border_and_flips_are_even() -> None:
     tops, lefts, flips = [], [], 0
     image = clean(66, 66)
     for index in range(300):
-        result = degrade_clean(image, run_seed=0, epoch=0, image_index=index, crop=64, config=nothing)
+        result = degrade_clean(
+            image, run_seed=0, epoch=0, image_index=index, crop=64, config=nothing
+        )
         for crop in result.clean_4HWC:
             tops.append(int(crop[0, 0, 0]))
             lefts.append(int(crop[0, :, 1].min()))
@@ -158,10 +167,14 @@ def test_an_image_of_the_crops_size_works_and_a_smaller_one_is_refused() -> None
     exact = clean(64, 64)
     result = degrade_clean(exact, run_seed=0, epoch=0, image_index=0, crop=64)
     assert result.crops_4HWC.shape == (4, 64, 64, 3)
-    with pytest.raises(ValueError, match="got an image of 63x64 pixels, expected sides of at least the crop, 64"):
+    with pytest.raises(
+        ValueError, match=r"got an image of 63x64 pixels, expected sides of at least the crop, 64"
+    ):
         degrade_clean(exact[:63], run_seed=0, epoch=0, image_index=0, crop=64)
-    with pytest.raises(ConfigError, match="degrade.region: got 63"):
-        degrade_clean(exact, run_seed=0, epoch=0, image_index=0, crop=64, config=DegradeConfig(region=63))
+    with pytest.raises(ConfigError, match=r"degrade\.region: got 63"):
+        degrade_clean(
+            exact, run_seed=0, epoch=0, image_index=0, crop=64, config=DegradeConfig(region=63)
+        )
 
 
 def test_one_length_per_batch() -> None:
@@ -199,8 +212,11 @@ def thread_counts(_: int) -> tuple[int, int, str, set[int]]:
 
 
 def test_pin_threads_leaves_one_thread_to_every_library() -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # the limits stay, so not in this process
+    with multiprocessing.get_context("spawn").Pool(
+        1
+    ) as pool:  # the limits stay, so not in this process
         opencv, torch, variable, pools = pool.apply(thread_counts, (0,))
-    assert (opencv, torch, variable) == (1, 1, "1") and pools == {1}
+    assert (opencv, torch, variable) == (1, 1, "1")
+    assert pools == {1}
     with pytest.raises(ValueError, match="got 0 threads"):
         pin_threads(0)

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from dri_iqa.config import ConfigError, to_dict
-from pipelines.runtime.config import Dimension, JobConfig, compose, digest, groups, replace_keys, to_yaml
+from pipelines.runtime.config import (
+    Dimension,
+    JobConfig,
+    compose,
+    digest,
+    groups,
+    replace_keys,
+    to_yaml,
+)
 
 JOBS = ("full", "ingest", "pretrain", "train", "tune", "evaluate", "register", "score")
 
@@ -22,7 +30,11 @@ def test_every_option_of_every_group_composes(override: str) -> None:
 
 def test_dotted_overrides_win_over_groups() -> None:
     config = compose("full", ["preset=tiny", "stage1.optim.lr=1e-4", "model.ram.guidance=add"])
-    assert (config.stage1.optim.lr, config.model.ram.guidance, config.model.crop) == (1e-4, "add", 64)
+    assert (config.stage1.optim.lr, config.model.ram.guidance, config.model.crop) == (
+        1e-4,
+        "add",
+        64,
+    )
 
 
 def test_one_number_or_one_per_group() -> None:

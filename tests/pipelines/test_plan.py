@@ -31,8 +31,16 @@ def test_accelerators_limit_trials_too() -> None:
 @pytest.mark.parametrize(
     ("config", "totals", "words"),
     [
-        (ClusterConfig(workers=8), {"CPU": 2.0}, ["not enough CPUs", "8 worker(s) x 0.5", "has 2", "cluster.workers"]),
-        (ClusterConfig(gpus_per_worker=1.0), {"CPU": 2.0}, ["not enough GPUs", "gpus_per_worker=0"]),
+        (
+            ClusterConfig(workers=8),
+            {"CPU": 2.0},
+            ["not enough CPUs", "8 worker(s) x 0.5", "has 2", "cluster.workers"],
+        ),
+        (
+            ClusterConfig(gpus_per_worker=1.0),
+            {"CPU": 2.0},
+            ["not enough GPUs", "gpus_per_worker=0"],
+        ),
         (ClusterConfig(degrade_resource=1.0), {"CPU": 2.0}, ["'degrade'", "--resources"]),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dri_iqa.config import ConfigError, DREConfig, MoCoConfig, Stage1Config
+from dri_iqa.config import ConfigError, DREConfig, Stage1Config
 from dri_iqa.stages import PretrainStage
 from dri_iqa.stages.base import to_float
 from dri_iqa.stages.momentum import uniformity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from dri_iqa.stages import PretrainStage, Stage, TrainStage
 from tests.tiny import stage1_batch, stage2_batch, tiny_model, tiny_stage1, tiny_stage2
 
 RANKS, BATCH, STEPS = 2, 8, 5
+# torch 2.15 renamed the switch and warns about the old name
+NO_SYNC = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 VARIANTS = ("v1", "v2", "v3", "proposed", "maniqa")
 
 
@@ -46,7 +53,7 @@ def run(stage: Stage, kind: int, steps: int = STEPS) -> dict[str, Tensor]:
     """Optimise on this rank's share; the state at the end, gradients of the last step and losses."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     me = dist.get_rank() if world > 1 else 0
-    module = DistributedDataParallel(stage, broadcast_buffers=False) if world > 1 else stage
+    module = DistributedDataParallel(stage, **{NO_SYNC: False}) if world > 1 else stage
     rates = [{"params": g["params"], "lr": 0.1 * g["lr"]} for g in stage.parameter_groups()]
     optim = torch.optim.SGD(rates)
     losses = []
@@ -73,7 +80,7 @@ CASES = {
     "stage1-bn": (lambda: stage1("bn"), 1, 2),
     "stage1-syncbn": (lambda: stage1("syncbn"), 1, 2),
     **{f"stage2-{v}-refs": (lambda v=v: stage2(v, True), 2, 2) for v in VARIANTS},
-    **{f"stage2-{v}-aux": (lambda v=v: stage2(v, False), 2, 2) for v in VARIANTS[1:4]},
+    "stage2-proposed-aux": (lambda: stage2("proposed", False), 2, 2),
     "stage2-plcc": (lambda: stage2("maniqa", False, "mse+plcc"), 2, 2),
     "stage2-rank": (lambda: stage2("maniqa", False, "mse+rank"), 2, 2),
 }

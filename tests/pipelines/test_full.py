@@ -1,0 +1,212 @@
+"""The main job, wall to wall, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dri_iqa.bundle import load_bundle
+from dri_iqa.data.manifest import Manifest, ShardReader
+from dri_iqa.data.splits import PARTS, load_splits
+from tests.pipelines import jobs
+
+pytestmark = pytest.mark.ray
+
+PULL = """
+import json, sys
+import mlflow, pandas as pd
+assert "dri_iqa" not in sys.modules
+model = mlflow.pyfunc.load_model("models:/dri-iqa@champion")
+images = [open(path, "rb").read() for path in sys.argv[1:]]
+print(model.predict(pd.DataFrame({"image": images})).to_json(orient="records"))
+"""
+
+
+@pytest.fixture(scope="module")
+def client(finished) -> MlflowClient:
+    uri = finished.summary["tracking"]
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@pytest.fixture(scope="module")
+def photo(finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A test picture of the sample, as a file."""
+    uri = json.loads(next(finished.output.glob("jobs/*/steps/ingest.json")).read_text())["result"][
+        "inputs"
+    ]
+    reader = ShardReader(Manifest.load(uri["scored_uri"]))
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    path.write_bytes(reader.read(finished.summary["test"]["example"]["image_id"])["bytes"])
+    return path
+
+
+def test_every_step_ran_and_said_so(finished) -> None:
+    printed = finished.answer.stdout
+    for number in range(1, 10):
+        assert f"[{number}/9]" in printed
+    for words in ("Search", "Before and after training", "Test: pseudo scores", "registered model"):
+        assert words in printed
+    assert "dri-iqa score photo.jpg" in printed
+    assert "mlflow ui" in printed
+    assert "data=csv" in printed
+
+
+def test_references_are_disjoint_between_parts(finished) -> None:
+    inputs = json.loads(next(finished.output.glob("jobs/*/steps/ingest.json")).read_text())[
+        "result"
+    ]["inputs"]
+    manifest = Manifest.load(inputs["scored_uri"])
+    table = manifest.images().to_pandas().set_index("image_id")
+    split = load_splits(inputs["split_uri"])[0]
+    groups = [set(table.loc[list(getattr(split, part)), "group"]) for part in PARTS]
+    assert all(groups)
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    assert manifest.score_kind == "pseudo"
+
+
+def test_runs_are_nested_finished_and_hold_what_a_reader_needs(
+    finished, client: MlflowClient
+) -> None:
+    experiment = client.get_experiment_by_name("dri-iqa")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    names = sorted(run.info.run_name or "" for run in runs if run not in parents)
+    assert [name for name in names if not name.startswith("trial ")] == [
+        "register",
+        "stage1",
+        "stage1-winner",
+        "stage2",
+    ]
+    assert len([name for name in names if name.startswith("trial ")]) == 2
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parent = parents[0]
+    assert parent.data.params["stage2.optim.epochs"] == "4"
+    assert math.isclose(parent.data.metrics["test_srocc"], finished.summary["test"]["srocc"])
+    assert len(parent.data.tags["mlflow.source.git.commit"]) in (7, 40)
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {
+        "config.yaml",
+        "versions.json",
+        "search.json",
+        "summary.json",
+        "figures",
+        "inputs.json",
+    } <= artifacts
+    stage2 = next(run for run in runs if run.info.run_name == "stage2")
+    history = client.get_metric_history(stage2.info.run_id, "val_srocc")
+    assert [metric.step for metric in history] == [1, 2, 3, 4]
+
+
+def test_no_file_of_the_registered_model_is_a_pickle(finished) -> None:
+    files = [path for path in (finished.output / "mlartifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in files)
+    for path in files:
+        assert path.suffix not in {".pkl", ".pickle", ".pt", ".pth", ".bin"}, path
+        assert path.read_bytes()[:2] not in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}, (
+            path
+        )
+
+
+def test_the_champion_scores_elsewhere_and_the_command_line_agrees(
+    finished, photo: Path, tmp_path: Path
+) -> None:
+    environment = jobs.environment() | {
+        "MLFLOW_TRACKING_URI": finished.summary["tracking"],
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photo.read_bytes()[:300])
+    pulled = subprocess.run(
+        [sys.executable, "-c", PULL, str(photo), str(broken)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert pulled.returncode == 0, pulled.stderr
+    good, bad = json.loads(pulled.stdout.splitlines()[-1])
+    assert list(good) == ["image", "score", "std", "error"]
+    assert good["error"] is None
+    assert bad["score"] is None
+    assert bad["error"]
+    shutil.copy(photo, tmp_path / "photo.png")
+    command = [
+        str(Path(sys.executable).parent / "dri-iqa"),
+        "score",
+        "photo.png",
+        "--format",
+        "json",
+    ]
+    for model in (finished.summary["bundle"], "models:/dri-iqa@champion"):
+        scored = subprocess.run(
+            [*command, "--model", model, "--crops", "25"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            check=False,
+        )
+        assert scored.returncode == 0, scored.stderr
+        assert math.isclose(json.loads(scored.stdout)[0]["score"], good["score"], abs_tol=1e-5)
+
+
+def test_the_command_line_finds_the_champion_by_itself(finished, photo: Path) -> None:
+    scored = subprocess.run(
+        [str(Path(sys.executable).parent / "dri-iqa"), "score", str(photo), "--format", "json"],
+        capture_output=True,
+        text=True,
+        cwd=finished.output.parent,
+        env=jobs.environment(),
+        check=False,
+    )
+    assert scored.returncode == 0, scored.stderr
+    bundle = load_bundle(finished.summary["bundle"])
+    assert bundle.digest[:12] in json.dumps(json.loads(scored.stdout))
+
+
+def test_a_finished_job_says_so_and_trains_nothing(finished) -> None:
+    before = {path: os.stat(path).st_mtime_ns for path in finished.output.rglob("*.json")}
+    again = jobs.run("full", *finished.arguments)
+    assert again.returncode == 0, again.stderr
+    assert "finished before: nothing is trained again" in again.stdout
+    assert "[1/9]" not in again.stdout
+    assert {path: os.stat(path).st_mtime_ns for path in finished.output.rglob("*.json")} == before
+
+
+def test_batch_scoring_resumes_and_keeps_bad_files_as_rows(
+    finished, photo: Path, tmp_path: Path
+) -> None:
+    import pandas as pd
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        shutil.copy(photo, folder / f"{number}.png")
+    (folder / "4.jpg").write_text("<html>not an image</html>")
+    arguments = (
+        f"output={finished.output}",
+        f"score.input={folder}",
+        f"score.output={tmp_path / 'out'}",
+        "evaluate.crops=5",
+    )
+    for _ in range(2):
+        answer = jobs.run("score", *arguments)
+        assert answer.returncode == 0, answer.stderr
+    parts = list((tmp_path / "out").glob("*.parquet"))
+    assert len(parts) == 1
+    table = pd.read_parquet(parts[0])
+    assert len(table) == 5
+    assert table["score"].notna().sum() == 4
+    assert table.loc[table["image"].str.endswith("4.jpg"), "error"].notna().all()
+    assert table["score"].dropna().nunique() == 1

@@ -1,0 +1,60 @@
+"""A job that is killed and started again with the same command ends where the undisturbed one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines import jobs
+
+pytestmark = pytest.mark.ray
+
+
+def test_killed_in_stage_1_in_the_search_and_in_stage_2(finished, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    arguments = (f"output={output}", *jobs.BRIEF)
+
+    def checkpoints(stage: str) -> set[str]:
+        return {path.parent.name for path in output.glob(f"checkpoints/{stage}-*/step_*")}
+
+    def search_is_half_done() -> bool:
+        logs = list(output.glob("search/*/trials.json"))
+        trials = json.loads(logs[0].read_text()) if logs else {}
+        return any(trial["rows"] for trial in trials.values())
+
+    def searched() -> bool:
+        return bool(list(output.glob("jobs/*/steps/search.json")))
+
+    log = tmp_path / "log"
+    jobs.run_and_kill("full", *arguments, when=lambda: bool(checkpoints("pretrain")), log=log)
+    assert not list(output.glob("jobs/*/steps/stage1.json"))
+
+    jobs.run_and_kill("full", *arguments, when=search_is_half_done, log=log)
+    assert "resumed from the checkpoint" in log.read_text()
+    assert not searched()
+
+    trained_in_search: set[str] = set()
+
+    def stage_2_has_begun() -> bool:
+        nonlocal trained_in_search
+        if not searched():
+            trained_in_search = checkpoints("train")
+            return False
+        return bool(checkpoints("train") - trained_in_search)
+
+    jobs.run_and_kill("full", *arguments, when=stage_2_has_begun, log=log)
+    assert "goes on with" in log.read_text()
+    assert not list(output.glob("jobs/*/steps/stage2.json"))
+
+    answer = jobs.run("full", *arguments)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "resumed from the checkpoint" in answer.stdout
+    assert "done before" in answer.stdout
+
+    ended, undisturbed = jobs.summary(output), finished.summary
+    assert ended["stage1"] == undisturbed["stage1"]
+    assert ended["search"]["changes"] == undisturbed["search"]["changes"]
+    assert ended["stage2"] == undisturbed["stage2"]
+    assert ended["test"]["srocc"] == undisturbed["test"]["srocc"]

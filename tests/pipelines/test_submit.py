@@ -1,0 +1,134 @@
+"""The same job under `ray job submit`, against a head that this test starts and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.pipelines import jobs
+
+pytestmark = pytest.mark.ray
+
+ONE_TRIAL = (*jobs.BRIEF[:1], "search.trials=1", *jobs.BRIEF[2:])
+
+
+def free_port() -> int:
+    # Ray's client server wants a port outside the range of its workers.
+    for port in range(20100, 20200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no free port")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Ray head started in the project's root; yields the environment of a shell that talks to it."""
+    folder = tmp_path_factory.mktemp("head")
+    environment = jobs.environment() | {"HOME": str(folder), "RAY_AUTH_MODE": "token"}
+    subprocess.run(
+        ["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True
+    )
+    dashboard = free_port()
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                "ray",
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=2",
+                "--port=0",
+                "--include-dashboard=true",
+                f"--dashboard-port={dashboard}",
+                f"--temp-dir={folder / 'ray'}",
+                "--object-store-memory=300000000",
+            ],
+            cwd=jobs.ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            try:
+                urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
+                break
+            except urllib.error.HTTPError:
+                break  # it answers, and wants a token
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        yield environment | {"RAY_ADDRESS": address}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def submit(
+    head: dict[str, str], *options: str, arguments: tuple[str, ...]
+) -> subprocess.CompletedProcess[str]:
+    command = ["ray", "job", "submit", *options, "--", "python", "pipelines/full.py", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=jobs.ROOT, env=head, timeout=900, check=False
+    )
+
+
+def test_both_ways_of_submitting_register_a_version(head: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    for seed, options in enumerate((["--working-dir", "."], [])):
+        answer = submit(head, *options, arguments=(f"output={output}", f"seed={seed}", *ONE_TRIAL))
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
+        versions = client.search_model_versions("name = 'dri-iqa'")
+        assert len(versions) == seed + 1
+        champion = client.get_model_version_by_alias("dri-iqa", "champion")
+        assert int(champion.version) == seed + 1
+
+
+def test_a_failing_job_has_an_exit_code(head: dict[str, str], tmp_path: Path) -> None:
+    answer = submit(
+        head, "--working-dir", ".", arguments=(f"output={tmp_path}", "stage1.optm.lr=1")
+    )
+    assert answer.returncode != 0
+    assert "did you mean stage1.optim.lr?" in answer.stdout + answer.stderr
+
+
+def test_nothing_is_left_on_the_cluster(head: dict[str, str]) -> None:
+    code = (
+        "import ray; from ray.util.state import list_placement_groups, list_actors\n"
+        "ray.init(log_to_driver=False)\n"
+        "groups = [group for group in list_placement_groups() if group.state != 'REMOVED']\n"
+        "actors = [actor.class_name for actor in list_actors(filters=[('state', '=', 'ALIVE')])]\n"
+        "print('LEFT', groups, [name for name in actors if name != 'JobSupervisor'])"
+    )
+    address = head["RAY_ADDRESS"]
+    answer = subprocess.run(
+        ["ray", "job", "submit", "--address", address, "--", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=jobs.ROOT,
+        env=head,
+        timeout=120,
+        check=False,
+    )
+    assert "LEFT [] []" in answer.stdout, answer.stdout + answer.stderr
