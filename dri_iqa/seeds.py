@@ -22,7 +22,7 @@ class Purpose(IntEnum):
     INIT = 6  # initial weights: (module,)
     DROPOUT = 7  # torch's global generator at one optimisation step: (epoch, step, rank)
     SCORE_CROP = 8  # test-time crop positions: (content digest words..., k)
-    SAMPLE = 9  # the built-in sample's recipes: (scene, version)
+    SAMPLE = 9  # the built-in sample: (part,) for recipes, (3, photograph, row, column, version) for noise
     SHUFFLE_BN = 10  # permutation of the key batch: (step,)
     SIBLING = 11  # the sibling of a distorted image: (epoch, image_index)
     SHUFFLE_SCORES = 12  # the control experiment with permuted training scores: ()

@@ -12,9 +12,9 @@ one block on a tile this small at any level, and colour_shift is nearly the same
 
 Training, validation and test have photographs of their own, the strictest reading of "disjoint":
 nothing of a test photograph, not even another corner of it, is seen in training, by the clean set
-either. This costs nothing against holding out a strip of every photograph: a support vector
-regression on ImageNet features reached an SROCC of .65 on held-out photographs (chelsea, coffee)
-and .62 on held-out strips.
+either. That leaves enough variety: support vector regression on 120 hand-made statistics of the
+pixels, trained on the training part, ranks the test part with an SROCC of .76 (.64 were the scores
+computed on grey alone, .68 on R, G and B).
 
 Shape suffixes: H height, W width, C the three RGB channels.
 """
@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dri_iqa.config import DegradeConfig
 from dri_iqa.data.records import DataError, DataSet, Record
 from dri_iqa.degradations import SETS, Recipe, Step, apply_recipe, draw_recipe
 from dri_iqa.images import decode
@@ -61,6 +62,8 @@ PHOTOGRAPHS: dict[str, tuple[Part, str, str]] = {
 
 VERSIONS: dict[Part, tuple[int, int]] = {"train": (4, 5), "val": (6, 6), "test": (6, 5)}
 """Single-operator and random-recipe versions of each scene, by part."""
+RECIPES = DegradeConfig(level_dist="uniform")
+"""Levels of the random recipes: all alike, so that the scores spread over their range."""
 
 
 @dataclass(frozen=True)
@@ -80,62 +83,37 @@ class Scene:
 
 
 def build_sample(seed: int = 0) -> tuple[DataSet, DataSet]:
-    """The miniature data set and the clean set of stage 1, from the photographs in the packages.
+    """The scored set with references and a split of its own, and the clean set of stage 1.
 
     The same seed gives the same records; PNG bytes depend on the version of Pillow, and degraded
     pixels on the codecs in it.
 
     Args:
-        seed: of the recipes.
-
-    Returns:
-        (scored set with references and a split of its own, clean set).
+        seed: of the recipes; the clean set has nothing random.
 
     Raises:
         DataError: scikit-image or scikit-learn is not installed.
     """
-    photographs = {name: _load(name) for name in PHOTOGRAPHS}
-    scenes = [scene for name, image in photographs.items() for scene in _scenes(name, image)]
-    records = tuple(
-        record for scene, steps in _plan(scenes, seed) for record in _versions(scene, steps, seed)
-    )
-    references = tuple(
-        Record(
-            name=scene.name,
-            data=_png(scene.reference_HWC),
-            group=scene.name,
-            subset=scene.photograph,
-            split=scene.part,
-        )
-        for scene in scenes
-    )
-    scored = DataSet(
-        name="sample",
-        records=records,
-        references=references,
-        score_kind="pseudo",
-        licence=LICENCE,
-        notes=NOTES,
-    )
-    clean = DataSet(
-        name="sample-clean",
-        records=tuple(_clean(photographs)),
-        score_kind="none",
-        licence=LICENCE,
-        notes="the the sample's training photographs",
-    )
-    return scored, clean
+    return read_sample(part="scored", seed=seed), read_sample(part="clean", seed=seed)
 
 
 def read_sample(*, part: Literal["scored", "clean"] = "scored", seed: int = 0) -> DataSet:
     """One of the two sets of `build_sample`, as a reader.
 
     Raises:
-        DataError: another part.
+        DataError: another part, or a package is not installed.
     """
-    if part not in ("scored", "clean"):
-        raise DataError(f"sample: part is {part!r}\nUse scored or clean.")
-    return build_sample(seed)[part == "clean"]
+    if part == "scored":
+        return _scored(seed)
+    if part == "clean":
+        return DataSet(
+            name="sample-clean",
+            records=tuple(_clean()),
+            score_kind="none",
+            licence=LICENCE,
+            notes="the sample's training photographs",
+        )
+    raise DataError(f"sample: part is {part!r}\nUse scored or clean.")
 
 
 def pseudo_score(reference_HWC: np.ndarray, image_HWC: np.ndarray) -> float:
@@ -156,6 +134,31 @@ def pseudo_score(reference_HWC: np.ndarray, image_HWC: np.ndarray) -> float:
         use_sample_covariance=False,
     )
     return float(np.asarray(value))
+
+
+def _scored(seed: int) -> DataSet:
+    scenes = [scene for name in PHOTOGRAPHS for scene in _scenes(name, _load(name))]
+    records = tuple(
+        record for scene, plan in _plan(scenes, seed) for record in _versions(scene, plan, seed)
+    )
+    references = tuple(
+        Record(
+            name=scene.name,
+            data=_png(scene.reference_HWC),
+            group=scene.name,
+            subset=scene.photograph,
+            split=scene.part,
+        )
+        for scene in scenes
+    )
+    return DataSet(
+        name="sample",
+        records=records,
+        references=references,
+        score_kind="pseudo",
+        licence=LICENCE,
+        notes=NOTES,
+    )
 
 
 def _load(name: str) -> np.ndarray:
@@ -189,7 +192,7 @@ def _scenes(name: str, image_HWC: np.ndarray) -> Iterator[Scene]:
 
 
 def _active(tile_HWC: np.ndarray) -> bool:
-    """Whether a tile shows something: bare sky or a blurred background cannot show most distortions."""
+    """Whether a tile shows something: bare sky and blurred backgrounds hide most distortions."""
     grey_HW = tile_HWC.mean(axis=2)
     return grey_HW.std() >= 10 and np.abs(cv2.Laplacian(grey_HW, cv2.CV_64F)).mean() >= 3
 
@@ -207,7 +210,7 @@ def _plan(scenes: list[Scene], seed: int) -> Iterator[tuple[Scene, list[Recipe]]
                 if not deck:
                     deck = [single[place] for place in rng.permutation(len(single))]
                 recipes.append(Recipe((Step(*deck.pop()),)))
-            yield scene, recipes + [draw_recipe(rng) for _ in range(VERSIONS[part][1])]
+            yield scene, recipes + [draw_recipe(rng, RECIPES) for _ in range(VERSIONS[part][1])]
 
 
 def _versions(scene: Scene, recipes: list[Recipe], seed: int) -> Iterator[Record]:
@@ -230,11 +233,10 @@ def _versions(scene: Scene, recipes: list[Recipe], seed: int) -> Iterator[Record
         )
 
 
-def _clean(photographs: dict[str, np.ndarray]) -> Iterator[Record]:
+def _clean() -> Iterator[Record]:
     """Larger, overlapping tiles of the training photographs."""
-    for name, image_HWC in photographs.items():
-        if PHOTOGRAPHS[name][0] != "train":
-            continue
+    for name in (name for name, (part, _, _) in PHOTOGRAPHS.items() if part == "train"):
+        image_HWC = _load(name)
         for top in _starts(image_HWC.shape[0]):
             for left in _starts(image_HWC.shape[1]):
                 tile_HWC = image_HWC[top : top + CLEAN_TILE, left : left + CLEAN_TILE]

@@ -93,7 +93,8 @@ def train(training: Training) -> list[Metrics]:
     model: nn.Module = stage
     if world > 1:
         # Queues and metadata are kept equal by the stage itself; broadcasting them each step would only cost.
-        model = nn.parallel.DistributedDataParallel(stage, **{NO_SYNC: False})
+        switch: dict[str, Any] = {NO_SYNC: False}
+        model = nn.parallel.DistributedDataParallel(stage, **switch)
 
     total = training.steps_per_epoch * optim.epochs
     if rank == 0 and progress.step:
