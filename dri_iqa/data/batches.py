@@ -59,6 +59,7 @@ class Stage1Batches:
             degrade=self.degrade,
             crop=self.crop,
             with_clean=self.with_clean,
+            batch_position=index,
         )
 
 
