@@ -60,7 +60,7 @@ PHOTOGRAPHS: dict[str, tuple[Part, str, str]] = {
 }
 """Part, package and file of every photograph."""
 
-VERSIONS: dict[Part, tuple[int, int]] = {"train": (4, 5), "val": (6, 6), "test": (3, 2)}
+VERSIONS: dict[Part, tuple[int, int]] = {"train": (3, 3), "val": (6, 6), "test": (3, 2)}
 """Single-operator and random-recipe versions of each scene, by part."""
 RECIPES = DegradeConfig(level_dist="uniform")
 """Levels of the random recipes: all alike, so that the scores spread over their range."""

@@ -39,6 +39,7 @@ class Plan:
     cpus_per_worker: float
     gpus_per_worker: float
     cpus_per_data_task: float
+    data_processes: int
     degrade_resource: float
     concurrent_trials: int
     threads: int
@@ -49,8 +50,10 @@ class Plan:
     def __str__(self) -> str:
         gpus = f", {self.total_gpus:g} GPUs" if self.total_gpus else ""
         return (
-            f"{self.total_cpus:g} CPUs{gpus}: {self.workers} training worker(s) x {self.cpus_per_worker:g} CPU, "
-            f"data tasks x {self.cpus_per_data_task:g} CPU, {self.concurrent_trials} trial(s) at a time"
+            f"{self.total_cpus:g} CPUs{gpus}: "
+            f"{self.workers} training worker(s) x {self.cpus_per_worker:g} CPU, "
+            f"up to {self.data_processes} data process(es) x {self.cpus_per_data_task:g} CPU, "
+            f"{self.concurrent_trials} trial(s) at a time"
         )
 
 
@@ -95,15 +98,19 @@ def plan_resources(config: ClusterConfig, totals: dict[str, float], trials: int 
     fits = int((cpus + 1e-9) // per_run)
     if gpus_per_run:
         fits = min(fits, int((gpus + 1e-9) // gpus_per_run))
+    concurrent = max(1, min(fits, trials or 1))
     cores = os.cpu_count() or 1
     return Plan(
         workers=config.workers,
         cpus_per_worker=config.cpus_per_worker,
         gpus_per_worker=config.gpus_per_worker,
         cpus_per_data_task=config.cpus_per_data_task,
+        data_processes=max(
+            1, int(cpus / concurrent - config.workers * max(1.0, config.cpus_per_worker))
+        ),
         degrade_resource=config.degrade_resource,
-        concurrent_trials=max(1, min(fits, trials or 1)),
-        threads=config.threads or max(1, cores // config.workers),
+        concurrent_trials=concurrent,
+        threads=config.threads or max(1, cores // config.workers // 2),
         max_failures=config.max_failures,
         total_cpus=cpus,
         total_gpus=gpus,

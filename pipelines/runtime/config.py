@@ -94,7 +94,7 @@ class ClusterConfig(StrictConfig):
     degrade_resource: float = 0.0
     """Amount of the custom resource `degrade` per such task, to pin them to nodes that offer it."""
     threads: int | None = None
-    """torch threads per training worker; None divides the machine's cores among its workers."""
+    """torch threads per training worker; None gives half of the cores to the workers, half to the chains."""
     max_failures: int = 3
     """Restarts of a training run after a lost worker."""
 

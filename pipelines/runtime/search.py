@@ -23,7 +23,8 @@ from dri_iqa.seeds import Purpose, seed_of
 from pipelines.runtime.cluster import TRIAL_CPUS, Plan
 from pipelines.runtime.config import Dimension, JobConfig, digest, replace_keys
 from pipelines.runtime.console import Meter
-from pipelines.runtime.fit import Inputs, Result, RunSpec, fit, pretrain_spec, train_spec
+from pipelines.runtime.fit import Inputs, Result, fit, pretrain_spec, train_spec
+from pipelines.runtime.pool import Stage1Pool
 from pipelines.runtime.tracking import Tracker
 from pipelines.runtime.trials import METRIC, TrialLog, TrialReport, summary, trial_key
 
@@ -65,7 +66,7 @@ def search(
     folder = storage.join(config.output, "search", name)
     log = TrialLog(_log_uri(config.output, name))
     report = TrialReport(log, tracker, key, meter, config)
-    pool: Any = ray.remote(num_cpus=0)(_Stage1Pool).remote()
+    pool: Any = ray.remote(num_cpus=0)(Stage1Pool).remote()
     scratch = storage.join(folder, "tune")
     trial = tune.with_parameters(
         _trial,
@@ -190,7 +191,9 @@ def _trial(
     pretrained: Any = None
     if job.stage2.variant != "maniqa":
         spec = pretrain_spec(job, data, resources.workers)
-        waiting: Any = ray.get(pool.train.remote(spec, resources, job.output, threads))
+        waiting: Any = ray.get(
+            pool.train.remote(spec.identity, asdict(spec), plan, job.output, threads)
+        )
         pretrained = ray.get(waiting[0])
     result = fit(
         train_spec(job, data, resources.workers, pretrained),
@@ -207,16 +210,3 @@ def _trial(
 
 def _log_uri(output: str, name: str) -> str:
     return storage.join(output, "search", name, "trials.json")
-
-
-class _Stage1Pool:
-    """Trains stage 1 once for each description, whoever asks first; the others wait for the same result."""
-
-    def __init__(self) -> None:
-        self._runs: dict[str, Any] = {}
-
-    def train(self, spec: RunSpec, plan: Plan, output: str, threads: int) -> list[Any]:
-        if spec.identity not in self._runs:
-            task: Any = ray.remote(num_cpus=0, max_retries=0)(fit)
-            self._runs[spec.identity] = task.remote(spec, plan, output, threads=threads)
-        return [self._runs[spec.identity]]  # listed: the reference itself travels, not the result

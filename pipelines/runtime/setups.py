@@ -162,7 +162,8 @@ def _stream(
             make_batch,
             start,
             stop,
-            cpus_per_task=settings["cpus_per_data_task"],
+            cpus_per_process=settings["cpus_per_data_task"],
+            max_processes=settings["data_processes"],
             degrade_resource=settings["degrade_resource"],
         )
 

@@ -42,32 +42,27 @@ def ray_stream(
     start: int,
     stop: int,
     *,
-    cpus_per_task: float,
+    cpus_per_process: float,
+    max_processes: int = 1,
     degrade_resource: float = 0.0,
 ) -> Iterator[Batch]:
-    """Batches for steps start..stop-1, made by Ray Data tasks anywhere in the cluster.
+    """Batches for steps start..stop-1, made by Ray Data processes anywhere in the cluster.
 
     Args:
         make_batch: picklable; step -> arrays of fixed shapes.
         start: first step.
         stop: one past the last step.
-        cpus_per_task: CPUs reserved per task.
-        degrade_resource: amount of the custom resource `degrade` per task; 0 lets tasks run on any node.
+        cpus_per_process: CPUs reserved per process.
+        max_processes: most processes; Ray Data starts as many as the consumer needs.
+        degrade_resource: amount of the custom resource `degrade` per process; 0 lets it run on any node.
     """
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    resources: dict[str, Any] = {"num_cpus": cpus_per_task}
+    resources: dict[str, Any] = {"num_cpus": cpus_per_process}
     if degrade_resource:
         resources["resources"] = {"degrade": degrade_resource}
-
-    def make(tasks: Any) -> Iterator[Any]:
-        pin_threads()
-        for first in tasks["first"]:
-            for step in range(int(first), min(int(first) + STEPS_PER_TASK, stop)):
-                # One row is one batch, so pixels keep a fixed shape and are never re-batched on the way.
-                yield _pad(make_batch(step), make_batch.max_rows)
 
     segment = STEPS_PER_TASK * TASKS_PER_DATASET
     for begin in range(start, stop, segment):
@@ -76,15 +71,34 @@ def ray_stream(
         ]
         # Items in memory, not `ray.data.range`: its read tasks want a whole CPU each, beside ours.
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        batches: Any = dataset.map_batches(make, batch_size=None, **resources).iter_batches(
-            batch_size=1, prefetch_batches=2, batch_format="numpy"
-        )
+        batches: Any = dataset.map_batches(
+            _Maker,
+            fn_constructor_args=(make_batch, stop),
+            batch_size=None,
+            # Processes that stay: with plain tasks Ray may start a new one, with all its imports, every few seconds.
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_processes),
+            **resources,
+        ).iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy")
         for row in batches:
             rows = int(row.pop(_ROWS)[0])
             yield {
                 name: array[0][:rows] if _has_batch_axis(name) else array[0]
                 for name, array in row.items()
             }
+
+
+class _Maker:
+    """What a process of the pool runs: its reader and caches live as long as the process."""
+
+    def __init__(self, make_batch: MakeBatch, stop: int) -> None:
+        pin_threads()
+        self._make_batch, self._stop = make_batch, stop
+
+    def __call__(self, tasks: Any) -> Iterator[Any]:
+        for first in tasks["first"]:
+            for step in range(int(first), min(int(first) + STEPS_PER_TASK, self._stop)):
+                # One row is one batch, so pixels keep a fixed shape and are never re-batched on the way.
+                yield _pad(self._make_batch(step), self._make_batch.max_rows)
 
 
 def local_stream(make_batch: MakeBatch, start: int, stop: int) -> Iterator[Batch]:

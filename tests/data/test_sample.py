@@ -26,7 +26,7 @@ def sample() -> tuple[DataSet, DataSet]:
 def test_sizes(sample: tuple[DataSet, DataSet]) -> None:
     scored, clean = sample
     parts = Counter(record.split for record in scored.records)
-    assert 700 <= parts["train"] <= 800
+    assert 450 <= parts["train"] <= 550
     assert 100 <= parts["val"] <= 150
     assert 150 <= parts["test"] <= 250
     assert 40 <= len(clean.records) <= 200
