@@ -245,6 +245,8 @@ class Stage2Config(StrictConfig):
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(batch_size=16, epochs=200, t_max=300)
     )
+    max_images: int | None = None
+    """Training images used, a seeded choice; None takes all. A search trains its trials on fewer."""
     lr_backbone: float = 1e-5
     """Learning rate of the backbone."""
     lr_dre: float = 1e-5

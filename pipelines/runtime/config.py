@@ -137,6 +137,8 @@ class SearchConfig(StrictConfig):
     """Stage-2 epochs of a trial that is never stopped."""
     stage1_epochs: int | None = None
     """Stage-1 epochs of a trial; None takes the full budget, shared with the final training."""
+    max_images: int | None = None
+    """Training images of a trial; None takes all."""
     grace_epochs: int = 2
     """Epochs before a trial may be stopped."""
     reduction: int = 2

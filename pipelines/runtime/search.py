@@ -146,6 +146,8 @@ def trial_config(config: JobConfig, changes: dict[str, float]) -> JobConfig:
     budget: dict[str, Any] = {"stage2.optim.epochs": config.search.epochs}
     if config.search.stage1_epochs is not None:
         budget["stage1.optim.epochs"] = config.search.stage1_epochs
+    if config.search.max_images is not None:
+        budget["stage2.max_images"] = config.search.max_images
     return replace_keys(config, budget | changes)
 
 

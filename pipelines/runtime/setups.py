@@ -64,7 +64,8 @@ def setup_train(
     low, high = score_range(table, split.train)
     has_references = manifest.counts["references"] > 0
     wanted = stage2_streams(stage2, has_references)
-    steps = _steps_per_epoch(len(split.train), stage2.optim.batch_size)
+    train_ids = choose(split.train, stage2.max_images, seed)
+    steps = _steps_per_epoch(len(train_ids), stage2.optim.batch_size)
     auxiliary = None
     if wanted.aux:
         auxiliary = _auxiliary(
@@ -73,7 +74,7 @@ def setup_train(
     batches = Stage2Batches(
         scored=scored,
         schedule=Schedule(
-            ids=split.train,
+            ids=train_ids,
             batch_size=stage2.optim.batch_size,
             epochs=stage2.optim.epochs,
             run_seed=seed,
@@ -84,7 +85,7 @@ def setup_train(
         score_lo=low,
         score_hi=high,
         higher_is_better=manifest.higher_is_better,
-        train_ids=split.train,
+        train_ids=train_ids,
         scores=_control_scores(inputs, table, split, seed),
         auxiliary=auxiliary,
         rank=rank,
