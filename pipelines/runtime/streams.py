@@ -32,7 +32,7 @@ class MakeBatch(Protocol):
 
 
 # A task makes this many batches: enough to pay for its start, few enough that the first batch comes soon.
-STEPS_PER_TASK = 4
+STEPS_PER_TASK = 8
 # Tasks known to Ray at a time: what a stream costs must not grow with the length of the run.
 TASKS_PER_DATASET = 4096
 
@@ -71,14 +71,18 @@ def ray_stream(
         ]
         # Items in memory, not `ray.data.range`: its read tasks want a whole CPU each, beside ours.
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        batches: Any = dataset.map_batches(
+        dataset = dataset.map_batches(
             _Maker,
             fn_constructor_args=(make_batch, stop),
             batch_size=None,
             # Processes that stay: with plain tasks Ray may start a new one, with all its imports, every few seconds.
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_processes),
             **resources,
-        ).iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy")
+        )
+        # One "split": the executor then runs in a process of its own. In this one it would fight the training
+        # thread for the interpreter lock, which made steps of small models ten times slower.
+        (mine,) = dataset.streaming_split(1, equal=False)
+        batches: Any = mine.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy")
         for row in batches:
             rows = int(row.pop(_ROWS)[0])
             yield {
