@@ -44,7 +44,7 @@ def test_missing_data_root(tmp_path: Path) -> None:
 def test_empty_data_set(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,score\n")
     said = complaint("data=csv", f"data.root={tmp_path}", output=tmp_path / "runs")
-    assert "no images" in said
+    assert "labels.csv has no rows" in said
 
 
 @pytest.mark.ray

@@ -123,7 +123,7 @@ class Files:
                 f"{self.name}: {path} cannot be read: {error}\nIt must be a CSV file with a header."
             ) from None
         frame.columns = [str(column).strip() for column in frame.columns]
-        return frame.dropna(axis="columns", how="all")
+        return frame if frame.empty else frame.dropna(axis="columns", how="all")
 
     def record(self, path: str, *, shown: str | None = None, **fields: Any) -> Record:
         """A record of a file by its path, with the real path and what the listing says.
