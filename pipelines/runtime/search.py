@@ -8,6 +8,7 @@ killed replays it, goes on with the trials that were running from their checkpoi
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -20,11 +21,11 @@ from ray.tune.search.optuna import OptunaSearch
 from dri_iqa import storage
 from dri_iqa.config import from_dict, to_dict
 from dri_iqa.seeds import Purpose, seed_of
+from pipelines.runtime.claims import Claims
 from pipelines.runtime.cluster import TRIAL_CPUS, Plan
 from pipelines.runtime.config import Dimension, JobConfig, digest, replace_keys
 from pipelines.runtime.console import Meter
-from pipelines.runtime.fit import Inputs, Result, fit, pretrain_spec, train_spec
-from pipelines.runtime.pool import Stage1Pool
+from pipelines.runtime.fit import Inputs, Result, RunSpec, finished, fit, pretrain_spec, train_spec
 from pipelines.runtime.tracking import Tracker
 from pipelines.runtime.trials import METRIC, TrialLog, TrialReport, summary, trial_key
 
@@ -66,7 +67,7 @@ def search(
     folder = storage.join(config.output, "search", name)
     log = TrialLog(_log_uri(config.output, name))
     report = TrialReport(log, tracker, key, meter, config)
-    pool: Any = ray.remote(num_cpus=0)(Stage1Pool).remote()
+    claims: Any = ray.remote(num_cpus=0)(Claims).remote()
     scratch = storage.join(folder, "tune")
     trial = tune.with_parameters(
         _trial,
@@ -75,7 +76,7 @@ def search(
         plan=asdict(plan),
         journal=journal,
         key=key,
-        pool=pool,
+        claims=claims,
         replay=log.replay(),
     )
     try:
@@ -109,7 +110,7 @@ def search(
             ),
         ).fit()
     finally:
-        ray.kill(pool)
+        ray.kill(claims)
         storage.delete(scratch)
     trials = [summary(name, found, config.search.epochs) for name, found in log.trials.items()]
     done = [found for found in trials if found[METRIC] is not None]
@@ -178,7 +179,7 @@ def _trial(
     plan: dict[str, Any],
     journal: str,
     key: str,
-    pool: Any,
+    claims: Any,
     replay: dict[str, dict[str, Any]],
 ) -> None:
     before = replay.get(digest(changes), {"rows": [], "ended": False})
@@ -192,11 +193,14 @@ def _trial(
     threads = max(1, resources.threads // resources.concurrent_trials)
     pretrained: Any = None
     if job.stage2.variant != "maniqa":
-        spec = pretrain_spec(job, data, resources.workers)
-        waiting: Any = ray.get(
-            pool.train.remote(spec.identity, asdict(spec), plan, job.output, threads)
+        pretrained = _shared_stage1(
+            pretrain_spec(job, data, resources.workers),
+            resources,
+            job.output,
+            threads,
+            claims,
+            digest(changes),
         )
-        pretrained = ray.get(waiting[0])
     result = fit(
         train_spec(job, data, resources.workers, pretrained),
         resources,
@@ -208,6 +212,21 @@ def _trial(
     )
     # Killed between the last epoch and Tune's record of it, the run had nothing left to report by itself.
     tune.report(result["history"][-1])
+
+
+def _shared_stage1(
+    spec: RunSpec, plan: Plan, output: str, threads: int, claims: Any, owner: str
+) -> Result:
+    """Stage 1 as described: found trained, trained here, or waited for while another trial trains it."""
+    while True:
+        if done := finished(spec, output):
+            return done
+        if ray.get(claims.claim.remote(spec.name, owner)):
+            try:
+                return fit(spec, plan, output, threads=threads)
+            finally:
+                ray.get(claims.release.remote(spec.name))
+        time.sleep(1)
 
 
 def _log_uri(output: str, name: str) -> str:
