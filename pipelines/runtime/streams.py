@@ -105,12 +105,6 @@ class _Maker:
                 yield _pad(self._make_batch(step), self._make_batch.max_rows)
 
 
-def local_stream(make_batch: MakeBatch, start: int, stop: int) -> Iterator[Batch]:
-    """The same batches, made in this process one after the other; for debugging."""
-    for step in range(start, stop):
-        yield make_batch(step)
-
-
 _ROWS = "rows"
 
 
