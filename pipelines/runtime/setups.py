@@ -78,6 +78,7 @@ def setup_train(
             batch_size=stage2.optim.batch_size,
             epochs=stage2.optim.epochs,
             run_seed=seed,
+            remainder="wrap",  # every rank brings the same number of keys to the queues at every step
         ),
         streams=Streams(reference=wanted.reference, views=wanted.views),
         crop=model.crop,
