@@ -80,7 +80,7 @@ def ray_stream(
             **resources,
         )
         # One "split": the executor then runs in a process of its own. In this one it would fight the training
-        # thread for the interpreter lock, which made steps of small models ten times slower.
+        # thread for the interpreter lock; steps of small models were several times slower.
         (mine,) = dataset.streaming_split(1, equal=False)
         batches: Any = mine.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy")
         for row in batches:
