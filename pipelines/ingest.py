@@ -24,7 +24,9 @@ def ingest(job: Job) -> Result:
     """Both data sets of a job; returns `inputs` (see `Inputs`) and `counts`."""
     data = job.config.data
     scored = _ingest(job, data.name, data.root, data.limit, data.options, clean=False)
-    clean = _ingest(job, data.clean.name, data.clean.root, data.clean.limit, {}, clean=True)
+    # The sample's clean photographs are those that its scored part trains on, however that is split.
+    alike = data.options if data.clean.name == data.name == "sample" else {}
+    clean = _ingest(job, data.clean.name, data.clean.root, data.clean.limit, alike, clean=True)
     split = make_split(job, scored)
     uri = storage.join(scored.directory, f"split-{split.digest[:12]}.json")
     save_splits(uri, [split])

@@ -162,6 +162,8 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
         environment |= {
             "RAY_ADDRESS": f"127.0.0.1:{port}",
+            # Nobody takes this machine away with notice; the watcher is one more process per training run.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         ray.init(

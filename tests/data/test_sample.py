@@ -11,7 +11,14 @@ import pytest
 from dri_iqa.data.datasets import read_dataset
 from dri_iqa.data.manifest import publish
 from dri_iqa.data.records import DataError, DataSet
-from dri_iqa.data.sample import CLEAN_TILE, PHOTOGRAPHS, TILE, build_sample, pseudo_score
+from dri_iqa.data.sample import (
+    CLEAN_TILE,
+    HELD_OUT,
+    PHOTOGRAPHS,
+    TILE,
+    build_sample,
+    pseudo_score,
+)
 from dri_iqa.data.shards import plan_shards, write_shard
 from dri_iqa.data.splits import official_split
 from dri_iqa.degradations import OPERATORS, SETS, apply_recipe, parse_recipe
@@ -26,9 +33,9 @@ def sample() -> tuple[DataSet, DataSet]:
 def test_sizes(sample: tuple[DataSet, DataSet]) -> None:
     scored, clean = sample
     parts = Counter(record.split for record in scored.records)
-    assert 450 <= parts["train"] <= 550
-    assert 100 <= parts["val"] <= 150
-    assert 150 <= parts["test"] <= 250
+    assert 700 <= parts["train"] <= 900
+    assert 150 <= parts["val"] <= 300
+    assert 150 <= parts["test"] <= 300
     assert 40 <= len(clean.records) <= 200
     assert all(decode(r.data or b"").shape == (TILE, TILE, 3) for r in scored.references)
     assert max(max(decode(r.data or b"").shape) for r in clean.records) == CLEAN_TILE
@@ -90,13 +97,33 @@ def test_the_measure_orders_the_levels(sample: tuple[DataSet, DataSet]) -> None:
             assert np.all(np.diff(means) < 0), (name, means)
 
 
-def test_no_photograph_is_in_two_parts(sample: tuple[DataSet, DataSet]) -> None:
+def test_no_pixel_of_a_held_out_scene_is_in_training(sample: tuple[DataSet, DataSet]) -> None:
+    """Held-out tiles are found nowhere in the clean set's images, training tiles are."""
     scored, clean = sample
+    seen: dict[str | None, set[bytes]] = defaultdict(set)
+    for record in clean.records:
+        image_HWC = decode(record.data or b"")
+        for row_WC in image_HWC:
+            pixels = row_WC.tobytes()
+            seen[record.subset].update(pixels[at : at + 96] for at in range(0, len(pixels) - 95, 3))
+    found: dict[str | None, list[bool]] = defaultdict(list)
+    for record in scored.references:
+        middle_WC = decode(record.data or b"")[TILE // 2]
+        found[record.split].append(middle_WC[32:64].tobytes() in seen[record.subset])
+    assert np.mean(found["train"]) > 0.9
+    assert not any(found["val"] + found["test"])
+    assert {record.subset for record in clean.records} == set(PHOTOGRAPHS)
+
+
+def test_whole_photographs_can_be_held_out() -> None:
+    scored = read_dataset("sample", None, split="photograph")
+    clean = read_dataset("sample", None, part="clean", split="photograph")
     where: dict[str | None, set[str | None]] = defaultdict(set)
     for record in (*scored.records, *scored.references):
         where[record.subset].add(record.split)
     assert set(where) == set(PHOTOGRAPHS)
     assert all(len(parts) == 1 for parts in where.values())
+    assert {name for name, parts in where.items() if parts != {"train"}} == set(HELD_OUT)
     train = {name for name, parts in where.items() if parts == {"train"}}
     assert {record.subset for record in clean.records} == train
 
@@ -129,6 +156,8 @@ def test_ingested_like_any_other_set(sample: tuple[DataSet, DataSet], tmp_path: 
 def test_another_part_is_refused() -> None:
     with pytest.raises(DataError, match="part is 'dirty'"):
         read_dataset("sample", None, part="dirty")
+    with pytest.raises(DataError, match="split is 'image'"):
+        read_dataset("sample", None, split="image")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
