@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from dri_iqa import storage
-from dri_iqa.config import from_dict, to_dict
+from dri_iqa.config import OptimConfig, from_dict, to_dict
 from dri_iqa.seeds import Purpose, seed_of
 from pipelines.runtime.claims import Claims
 from pipelines.runtime.cluster import TRIAL_CPUS, Plan
@@ -144,13 +144,19 @@ def domain(dimension: Dimension) -> Any:
 
 
 def trial_config(config: JobConfig, changes: dict[str, float]) -> JobConfig:
-    """The job's configuration with a trial's values and a trial's budget."""
-    budget: dict[str, Any] = {"stage2.optim.epochs": config.search.epochs}
+    """The job's configuration with a trial's values and a trial's budget: the final training in miniature."""
+    budget = _shortened(config.stage2.optim, "stage2", config.search.epochs)
     if config.search.stage1_epochs is not None:
-        budget["stage1.optim.epochs"] = config.search.stage1_epochs
+        budget |= _shortened(config.stage1.optim, "stage1", config.search.stage1_epochs)
     if config.search.max_images is not None:
         budget["stage2.max_images"] = config.search.max_images
     return replace_keys(config, budget | changes)
+
+
+def _shortened(optim: OptimConfig, stage: str, epochs: int) -> dict[str, Any]:
+    """Fewer epochs under the same curve: a cosine cut off early would favour rates that are too small."""
+    t_max = optim.t_max and max(1, round(optim.t_max * epochs / optim.epochs))
+    return {f"{stage}.optim.epochs": epochs, f"{stage}.optim.t_max": t_max}
 
 
 def first_point(config: JobConfig) -> list[dict[str, float]]:
