@@ -66,6 +66,8 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("mean_C", torch.tensor(_MEAN))
         self.register_buffer("std_C", torch.tensor(_STD))
         self.requires_grad_(False)
+        # pooling is a third of SqueezeNet's time on a CPU, and several times faster in this layout
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, image_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
         """Scalar distance of RGB images in [0, 1]; the gradient reaches the first argument only."""
@@ -79,6 +81,7 @@ class PerceptualDistance(nn.Module):
         x = image_BCHW
         if self.normalise:
             x = (x - self.mean_C[:, None, None]) / self.std_C[:, None, None]
+        x = x.contiguous(memory_format=torch.channels_last)
         maps: list[Tensor] = []
         for part in self.slices:
             x = part(x)

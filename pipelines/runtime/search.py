@@ -88,7 +88,6 @@ def search(
                 mode="max",
                 num_samples=config.search.trials,
                 max_concurrent_trials=plan.concurrent_trials,
-                reuse_actors=True,  # a trial's process only waits; starting another costs seconds of imports
                 search_alg=OptunaSearch(
                     metric=METRIC,
                     mode="max",
