@@ -32,7 +32,7 @@ STEPS = (32, 16, 8, 4, 2, 1)
 _SHAPED_FROM = 24
 """Ratio from which rounding errors are moved into high frequencies; below it those are not all quantised to zero."""
 
-_REQUIRED = 0.6
+_REQUIRED = 0.8
 """Share of the aimed-at coding error that is required of the result."""
 
 _SOC_SIZ, _QCD, _SOT = b"\xff\x4f\xff\x51", b"\xff\x5c", b"\xff\x90"
@@ -142,7 +142,7 @@ def tolerance(ratio: float) -> float:
 
     The higher the ratio, the fewer coefficients are coded, and only these keep the noise of rounding.
     """
-    return 1.25 * (ratio / 16) ** 1.2
+    return min(ratio / 13, 8.0)
 
 
 def haar_details(grey_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
