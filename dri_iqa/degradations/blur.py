@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dri_iqa.degradations.core import Image, array, blur, clip01
+from dri_iqa.degradations.core import Image, blur, clip01, correlate
 
 
 def gaussian_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -38,7 +37,7 @@ def lens_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image
 
     Source: KADIS imblurlens.m (fspecial 'disk'); pixels on the rim count by the share of their area inside.
     """
-    return _filter(image_HWC, disk_kernel(value))
+    return correlate(image_HWC, disk_kernel(value))
 
 
 def motion_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -51,11 +50,7 @@ def motion_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
 
     Source: KADIS imblurmotion.m (fspecial 'motion').
     """
-    return _filter(image_HWC, line_kernel(value, rng.uniform(0.0, math.pi)))
-
-
-def _filter(image_HWC: Image, kernel_KK: NDArray[np.float32]) -> Image:
-    return clip01(array(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REPLICATE)))
+    return correlate(image_HWC, line_kernel(value, rng.uniform(0.0, math.pi)))
 
 
 @lru_cache(maxsize=32)
