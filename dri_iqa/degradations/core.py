@@ -97,8 +97,10 @@ def to_u8(image: Image) -> NDArray[np.uint8]:
 
 def from_u8(image: NDArray[np.uint8]) -> Image:
     """The float32 image u / 255."""
-    out = image.astype(np.float32)
-    out /= np.float32(255)
+    out = np.empty(image.shape, np.float32)
+    for rows in strips(out):
+        out[rows] = image[rows]
+        out[rows] /= np.float32(255)
     return out
 
 
