@@ -43,9 +43,7 @@ def digests() -> list[str]:
 )
 def test_identical_bytes_in_any_process_and_order(method: str, digests: list[str]) -> None:
     order = np.random.default_rng(0).permutation(40).tolist()
-    with multiprocessing.get_context(method).Pool(
-        4 if method == "fork" else 2, pin_threads
-    ) as pool:
+    with multiprocessing.get_context(method).Pool(4, pin_threads) as pool:
         parallel = pool.map(digest, order, chunksize=3)
     assert [digests[index] for index in order] == parallel
     assert len(set(digests)) == 40
