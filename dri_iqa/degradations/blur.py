@@ -19,7 +19,7 @@ def gaussian_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> I
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: standard deviation in pixels; the kernel has 2 ceil(2 sigma) + 1 taps.
+        value: standard deviation, 0.1 to 5 pixels; the kernel has 2 ceil(2 sigma) + 1 taps.
         rng: not used.
 
     Source: KADIS imblurgauss.m.
@@ -32,7 +32,7 @@ def lens_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: radius in pixels.
+        value: radius, 1 to 8 pixels.
         rng: not used.
 
     Source: KADIS imblurlens.m (fspecial 'disk'); pixels on the rim count by the share of their area inside.
@@ -45,7 +45,7 @@ def motion_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: length of the line in pixels.
+        value: length of the line, 1 to 16 pixels; 1 is the identity.
         rng: draws the angle, uniform in [0, 180) degrees.
 
     Source: KADIS imblurmotion.m (fspecial 'motion').

@@ -50,7 +50,7 @@ def colour_shift(image_HWC: Image, value: float, rng: np.random.Generator) -> Im
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: length of the translation in pixels, rounded on each axis.
+        value: length of the translation, 1 to 12 pixels, rounded on each axis.
         rng: draws the direction (a, b) ~ U(0, 1), normalised, and a sign for each axis.
 
     Source: KADIS imcolorshift.m (translations towards +x, +y only; the signs are ours).
@@ -117,7 +117,7 @@ def saturation_hsv(image_HWC: Image, value: float, rng: np.random.Generator) -> 
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: the factor k.
+        value: the factor k, -0.4 to 0.4.
         rng: not used.
 
     Source: KADIS imsaturate.m (imcolorsaturate in HSV).
@@ -137,7 +137,7 @@ def saturation_lab(image_HWC: Image, value: float, rng: np.random.Generator) -> 
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: the factor, above 1.
+        value: the factor, 1 to 9; 1 is the identity.
         rng: not used.
 
     Source: KADIS imsaturate.m (Lab branch).

@@ -47,7 +47,7 @@ def fast_fading(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: signal-to-noise ratio of the channel, dB; LIVE's lies in 15.5 to 26.1.
+        value: signal-to-noise ratio of the channel, 15.5 to 26 dB (LIVE's lies in 15.5 to 26.1).
         rng: draws the channel's states and what a faded block keeps.
 
     Source: after the fast-fading class of the LIVE database (release 2); the channel model is ours.

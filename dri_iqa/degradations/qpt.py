@@ -2,7 +2,7 @@
 
 QPT's authors published no code; operators and levels follow an open re-implementation (`QualityAwareTransform` of
 KaiJIN's tw). Its pairs of "add" and "reduce" operators are one signed operator here. Where a step below is our own
-choice, the docstring says so.
+choice, the docstring says so. Images are RGB in [0, 1]; the range of every `value` is its row in levels.py.
 
 Legend: H, W height and width in pixels; C = 3 channels; K side of a kernel.
 """

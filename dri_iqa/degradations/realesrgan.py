@@ -3,6 +3,7 @@
 Ranges and probabilities are those of options/train_realesrnet_x4plus.yml. A level is one fifth of an operator's range,
 inside which the parameter is uniform; with equally likely levels that is the published distribution. Two things differ:
 images are resized back at once, because operators keep the shape, and super-resolution's reduction by 4 is left out.
+Images are RGB in [0, 1]; the range of every `value` is in RANGES and ENLARGE.
 
 Legend: H, W height and width in pixels; C = 3 channels; K side of a kernel.
 """
