@@ -2,9 +2,10 @@
 
     python benchmarks/degradations.py                    # one photograph that comes with scikit-image
     python benchmarks/degradations.py --images FOLDER    # four PNG or JPEG files of a folder, 512 x 512 or more
-    python benchmarks/degradations.py --soak 100000      # only: does memory grow over that many (small) samples?
+    python benchmarks/degradations.py --soak 100000      # only: memory and threads over that many (small) samples
 
-Everything runs with one thread a process. Operators are timed in CPU time, which other work disturbs less.
+Everything runs with one thread a process. Operators are timed in CPU time, which other work disturbs less; samples a
+second are wall time, and need a machine that does nothing else. Seeds are fixed, all draws come from them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,11 +28,11 @@ import numpy as np
 
 from dri_iqa.config import DegradeConfig
 from dri_iqa.degradations import GROUPS, OPERATORS, degrade_clean, pin_threads
+from dri_iqa.images import decode
 
 ROOT = Path(__file__).resolve().parent.parent
 CSV_FILE = ROOT / "benchmarks" / "results" / "degradations.csv"
 DOCUMENT = ROOT / "docs" / "degradations.md"
-BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 SIZES = (224, 512)
 EXTRA = ("colour_quantisation", "denoise", "down_up", "fast_fading")
 
@@ -60,6 +63,12 @@ PUBLIC = {
 }
 CALIBRATION = 0.34
 
+RATE = 25.0
+"""Samples a second of one core that are asked for, on the same machine."""
+
+GROWTH = 8.0
+"""Mebibytes by which a soak may end above its first twentieth: what allocators need to settle."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -79,10 +88,15 @@ def main() -> None:
         soak(arguments.soak)
         return
     photographs = load(arguments.images)
-    calibration = calibrate(photographs[0])
-    rows = [row for name in names() for row in time_operator(name, photographs, arguments.seconds)]
+    where = circumstances()
+    rows, yardsticks = [], []
+    for name in names():
+        yardsticks.append(calibrate(photographs[0]))
+        rows += time_operator(name, photographs, arguments.seconds)
     rates = sample_rates(photographs, arguments.samples)
-    write(rows, rates, calibration, len(photographs))
+    save_csv(rows)
+    tables = markdown(rows, rates, statistics.median(yardsticks), len(photographs))
+    replace_section("benchmark", [where, "", *tables])
 
 
 def names() -> list[str]:
@@ -127,7 +141,7 @@ def milliseconds(call: Callable[[], object], seconds: float) -> float:
 def calibrate(photograph: np.ndarray) -> float:
     """A yardstick for the machine: OpenCV's Gaussian blur, sigma 2, of a 224 x 224 colour image in float32."""
     image = (middle(photograph, 224) / np.float32(255)).astype(np.float32)
-    return milliseconds(lambda: cv2.GaussianBlur(image, (0, 0), 2), 0.5)
+    return milliseconds(lambda: cv2.GaussianBlur(image, (0, 0), 2), 0.2)
 
 
 def time_operator(
@@ -196,19 +210,49 @@ def work(job: tuple[list[bytes], int, int, float]) -> tuple[float, float]:
 
 
 def sample(files: list[bytes], index: int) -> None:
-    data = np.frombuffer(files[index % len(files)], np.uint8)
-    bgr = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
-    image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+    image = decode(files[index % len(files)])
     degrade_clean(image, run_seed=0, epoch=0, image_index=index, crop=224)
 
 
 def soak(count: int) -> None:
-    image = middle(load(None)[0], 128)
-    config = DegradeConfig(region=96)
+    """Many samples in one process, from files of several sizes: resident memory and the threads that worked."""
+    where, photograph = circumstances(), load(None)[0]
+    files = []
+    for side in (96, 112, 128, 160):
+        bgr = cv2.cvtColor(middle(photograph, side), cv2.COLOR_RGB2BGR)
+        files += [cv2.imencode(form, bgr)[1].tobytes() for form in (".jpg", ".png")]
+    config = DegradeConfig(region=112)
+    steps, sizes, begin = max(1, count // 20), [], time.perf_counter()
+    types = 0
     for index in range(count):
-        degrade_clean(image, run_seed=0, epoch=0, image_index=index, crop=64, config=config)
-        if (index + 1) % max(1, count // 20) == 0:
-            print(f"{index + 1} samples, {resident_mib():.1f} MiB resident", flush=True)
+        image = decode(files[index % len(files)])
+        result = degrade_clean(
+            image, run_seed=0, epoch=0, image_index=index, crop=64, config=config
+        )
+        types |= int(result.type_mask_2[0] | result.type_mask_2[1])
+        if (index + 1) % steps == 0:
+            sizes.append(resident_mib())
+            print(f"{index + 1} samples, {sizes[-1]:.1f} MiB resident", flush=True)
+    growth, helpers = sizes[-1] - sizes[0], helper_ticks()
+    text = (
+        f"{count} samples in {time.perf_counter() - begin:.0f} s, {types.bit_count()} types of degradation: resident "
+        f"memory {sizes[0]:.1f} MiB after the first twentieth, {max(sizes):.1f} MiB at most, {sizes[-1]:.1f} MiB at "
+        f"the end; threads other than the main one: {len(helpers)}, with {sum(helpers)} ticks (10 ms) of work."
+    )
+    print(text)
+    if growth > GROWTH or sum(helpers):
+        sys.exit(f"failed: {growth:+.1f} MiB, ticks of other threads {helpers}")
+    replace_section("soak", [where, "", text])
+
+
+def helper_ticks() -> list[int]:
+    """CPU ticks of each thread of this process but the main one (Linux)."""
+    ticks = []
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) != os.getpid():
+            fields = (task / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            ticks.append(int(fields[11]) + int(fields[12]))
+    return ticks
 
 
 def resident_mib() -> float:
@@ -216,28 +260,27 @@ def resident_mib() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def write(
-    rows: list[dict[str, object]],
-    rates: list[dict[str, object]],
-    calibration: float,
-    photographs: int,
-) -> None:
+def save_csv(rows: list[dict[str, object]]) -> None:
     CSV_FILE.parent.mkdir(parents=True, exist_ok=True)
     with CSV_FILE.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ["operator", "side", "level", "ms"], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    tables = "\n".join(markdown(rows, rates, calibration, photographs))
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+
+
+def replace_section(name: str, lines: list[str]) -> None:
+    """Write lines between the document's two markers of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    text = "\n".join(lines)
+    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def markdown(
     rows: list[dict[str, object]],
     rates: list[dict[str, object]],
-    calibration: float,
+    yardstick: float,
     photographs: int,
 ) -> list[str]:
     times = {(row["operator"], row["side"], row["level"]): float(str(row["ms"])) for row in rows}
@@ -246,41 +289,48 @@ def markdown(
         for name in names()
         for side in SIZES
     }
+    speed = yardstick / CALIBRATION
     lines = [
-        f"One thread, median CPU ms, mean over {photographs} photograph(s); {cpu()}, OpenCV {cv2.__version__}. "
-        f"Yardstick: `cv2.GaussianBlur` (sigma 2, 224 x 224 x 3 float32) takes {calibration:.2f} ms here. "
-        f"*Public* is ARNIQA's implementation, mean over levels, where the yardstick took {CALIBRATION} ms.",
+        f"One thread, median CPU ms, mean over {photographs} photograph(s). Yardstick: `cv2.GaussianBlur` (sigma 2, "
+        f"224 x 224 x 3 float32) takes {yardstick:.3f} ms here. *Public* is ARNIQA's implementation, mean over levels, "
+        f"measured where the yardstick took {CALIBRATION} ms and multiplied by {speed:.2f} here.",
         "",
         "| operator | 224: 1 | 2 | 3 | 4 | 5 | mean | public | 512: 1 | 2 | 3 | 4 | 5 | mean | public |",
         "|---|" + "---:|" * 14,
     ]
+    slower = []
     for name in names():
         cells = [f"`{name}`"]
         for place, side in enumerate(SIZES):
             cells += [f"{times[name, side, level]:.2f}" for level in range(1, 6)]
-            cells += [
-                f"**{means[name, side]:.2f}**",
-                str(PUBLIC[name][place]) if name in PUBLIC else "-",
-            ]
+            cells.append(f"**{means[name, side]:.2f}**")
+            public = PUBLIC[name][place] * speed if name in PUBLIC else None
+            cells.append("-" if public is None else f"{public:.2f}")
+            if public is not None and means[name, side] > public:
+                slower.append(f"`{name}` at {side} ({means[name, side]:.2f} > {public:.2f})")
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "| mean over the operators with a public figure | 224 | public | ratio | 512 | public | ratio |",
+        f"Slower than the public implementation: {', '.join(slower) or 'none'}.",
+        "",
+        "| mean over the operators with a public figure | 224 | public | ratio | 512 | public | ratio | asked |",
+        "|---|" + "---:|" * 7,
     ]
-    lines.append("|---|" + "---:|" * 6)
-    for title, chosen in (
-        ("without JPEG 2000", [name for name in PUBLIC if name != "jpeg2000"]),
-        ("all", list(PUBLIC)),
+    for title, chosen, asked in (
+        ("without JPEG 2000", [name for name in PUBLIC if name != "jpeg2000"], 6),
+        ("all", list(PUBLIC), 4),
     ):
         cells = [title]
         for place, side in enumerate(SIZES):
             ours = statistics.mean(means[name, side] for name in chosen)
-            public = statistics.mean(PUBLIC[name][place] for name in chosen)
+            public = speed * statistics.mean(PUBLIC[name][place] for name in chosen)
             cells += [f"{ours:.2f}", f"{public:.2f}", f"1 / {public / ours:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join([*cells, f"1 / {asked}"]) + " |")
     lines += [
         "",
-        "Samples of the contrastive stage (decode a 480 x 480 sub-image, two recipes, four crops of 224 x 224):",
+        "Samples of the contrastive stage (decode a 480 x 480 sub-image, two recipes, four crops of 224 x 224). Asked "
+        f"are {RATE:.0f} a second on one core where the yardstick takes {CALIBRATION} ms, that is {RATE / speed:.1f} "
+        "here.",
         "",
         "| sub-image | processes | samples / s | samples / CPU s |",
         "|---|---:|---:|---:|",
@@ -290,14 +340,37 @@ def markdown(
     return lines
 
 
+def circumstances() -> str:
+    """One line: command, commit, machine, and whether other work was going on."""
+    commit = git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    busy = f"**busy** (load {load:.1f} before the run)" if load > 0.3 else "idle before the run"
+    return (
+        f"`python {' '.join(['benchmarks/degradations.py', *map(public_word, sys.argv[1:])])}`, commit {commit}, "
+        f"{cpu()}, {cores} cores, {busy}, OpenCV {cv2.__version__}, seeds 0 to 5."
+    )
+
+
+def public_word(word: str) -> str:
+    """A word of the command line; a folder only by its last name."""
+    return Path(word).name if "/" in word else word
+
+
+def git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
 def cpu() -> str:
-    """The processor's name and the number of cores."""
-    name = platform.processor() or platform.machine()
+    """The processor's name."""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores"
+        if models:
+            return models[0]
+    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -119,6 +119,14 @@ def score(
         raise typer.Exit(SOME_FAILED)
 
 
+class Levels(StrEnum):
+    """Tables of the operators' parameters."""
+
+    default = "default"
+    kadis = "kadis"
+    arniqa = "arniqa"
+
+
 @app.command()
 @friendly("dri-iqa degrade")
 def degrade(
@@ -128,15 +136,17 @@ def degrade(
     ],
     out: Annotated[Path, typer.Option(help="File to write; a lossless PNG keeps every pixel.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the operators' noise.")] = 0,
+    levels: Annotated[Levels, typer.Option(help="Table of parameters.")] = Levels.default,
 ) -> None:
     """Apply a degradation recipe to a picture."""
+    from dri_iqa.config import DegradeConfig
     from dri_iqa.degradations import apply_recipe, parse_recipe
     from dri_iqa.seeds import Purpose, generator
 
     steps = parse_recipe(recipe)
     source_HWC = _decode(image)
-    degraded_HWC = apply_recipe(source_HWC, steps, generator(seed, Purpose.DEGRADE, 0, 0, 0))
-    _save(degraded_HWC, out)
+    rng = generator(seed, Purpose.DEGRADE, 0, 0, 0)
+    _save(apply_recipe(source_HWC, steps, rng, DegradeConfig(levels=levels.value)), out, quality=95)
     print(f"{out}: {steps}")
 
 
@@ -145,11 +155,16 @@ def degrade(
 def gallery(
     image: Annotated[Path, typer.Argument(help="The picture to degrade.")],
     out: Annotated[Path, typer.Option(help="File to write, e.g. gallery.png.")],
+    levels: Annotated[Levels, typer.Option(help="Table of parameters.")] = Levels.default,
+    tile: Annotated[int, typer.Option(min=32, help="Side of a shown piece, pixels.")] = 128,
+    columns: Annotated[int, typer.Option(min=1, help="Operators side by side.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the operators' noise.")] = 0,
 ) -> None:
     """Draw every degradation operator at its five levels."""
     from dri_iqa.degradations.gallery import gallery as draw
 
-    _save(draw(_decode(image)), out)
+    picture_HWC = draw(_decode(image), levels=levels.value, tile=tile, columns=columns, seed=seed)
+    _save(picture_HWC, out, quality=82)
     print(out)
 
 
@@ -302,13 +317,17 @@ def _decode(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: {error}\nGive a JPEG, PNG, WebP, BMP or TIFF picture.") from None
 
 
-def _save(image_HWC: np.ndarray, out: Path) -> None:
+def _save(image_HWC: np.ndarray, out: Path, *, quality: int) -> None:
     from PIL import Image
 
-    try:
-        Image.fromarray(image_HWC).save(out, quality=95)
-    except ValueError:
-        raise ValueError(f"{out}: unknown ending\nUse .png, .jpg, .webp, .bmp or .tif.") from None
+    from dri_iqa import storage
+
+    form = Image.registered_extensions().get(out.suffix.lower())
+    if form not in ("PNG", "JPEG", "WEBP", "BMP", "TIFF"):
+        raise ValueError(f"{out}: unknown ending\nUse .png, .jpg, .webp, .bmp or .tif.")
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, form, quality=quality)
+    storage.write_bytes(str(out), buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dri_iqa.degradations.core import Image, array, blur, clip01
+from dri_iqa.degradations.core import Image, blur, clip01, correlate
 
 
 def gaussian_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -20,7 +19,7 @@ def gaussian_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> I
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: standard deviation in pixels; the kernel has 2 ceil(2 sigma) + 1 taps.
+        value: standard deviation, 0.1 to 5 pixels; the kernel has 2 ceil(2 sigma) + 1 taps.
         rng: not used.
 
     Source: KADIS imblurgauss.m.
@@ -33,12 +32,12 @@ def lens_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: radius in pixels.
+        value: radius, 1 to 8 pixels.
         rng: not used.
 
     Source: KADIS imblurlens.m (fspecial 'disk'); pixels on the rim count by the share of their area inside.
     """
-    return _filter(image_HWC, disk_kernel(value))
+    return correlate(image_HWC, disk_kernel(value))
 
 
 def motion_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -46,16 +45,12 @@ def motion_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: length of the line in pixels.
+        value: length of the line, 1 to 16 pixels; 1 is the identity.
         rng: draws the angle, uniform in [0, 180) degrees.
 
     Source: KADIS imblurmotion.m (fspecial 'motion').
     """
-    return _filter(image_HWC, line_kernel(value, rng.uniform(0.0, math.pi)))
-
-
-def _filter(image_HWC: Image, kernel_KK: NDArray[np.float32]) -> Image:
-    return clip01(array(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REPLICATE)))
+    return correlate(image_HWC, line_kernel(value, rng.uniform(0.0, math.pi)))
 
 
 @lru_cache(maxsize=32)

@@ -70,7 +70,7 @@ def mean_shift(image_HWC: Image, value: float, rng: np.random.Generator) -> Imag
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: the shift, -1 to 1.
+        value: the shift, -0.15 to 0.15.
         rng: not used.
 
     Source: KADIS immeanshift.m.

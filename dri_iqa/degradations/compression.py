@@ -19,9 +19,9 @@ def jpeg2000(
 
     Args:
         image_HWC: RGB in [0, 1]; rounded to 8 bits.
-        value: ratio of 24 bits a pixel to the file's; 16 means 1.5 bits a pixel.
+        value: ratio of 24 bits a pixel to the file's; 16 to 400; 16 means 1.5 bits a pixel.
         rng: not used.
-        base_step: finest quantiser step of the code stream, 1, 2, 4 or 8; 1 is OpenJPEG's own. By default the largest
+        base_step: finest quantiser step of the code stream, 1, 2, 4 ... 32; 1 is OpenJPEG's own. By default the largest
             that the image's distortion allows (see codestream.py).
 
     Source: KADIS imcompressjpeg2k.m. With six resolutions (the default; eight fail below 65 pixels).

@@ -97,8 +97,10 @@ def to_u8(image: Image) -> NDArray[np.uint8]:
 
 def from_u8(image: NDArray[np.uint8]) -> Image:
     """The float32 image u / 255."""
-    out = image.astype(np.float32)
-    out /= np.float32(255)
+    out = np.empty(image.shape, np.float32)
+    for rows in strips(out):
+        out[rows] = image[rows]
+        out[rows] /= np.float32(255)
     return out
 
 
@@ -149,3 +151,28 @@ def blur(planes: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """
     size = 2 * math.ceil(2 * sigma) + 1
     return array(cv2.GaussianBlur(planes, (size, size), sigma, borderType=cv2.BORDER_REPLICATE))
+
+
+def correlate(
+    image_HWC: Image, kernel_KK: NDArray[np.float32], border: int = cv2.BORDER_REPLICATE
+) -> Image:
+    """Sum of an image's shifted copies, weighted by a kernel with odd sides, clipped to [0, 1].
+
+    cv2.filter2D goes through a Fourier transform from 130 weights on, which costs as much as about 250 weights that are
+    not zero. So a kernel with fewer of them is taken in two halves.
+    """
+    if kernel_KK.size < 130 or np.count_nonzero(kernel_KK) > 200:
+        return clip01(array(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=border)))
+    rows, columns = kernel_KK.shape
+    y, x = rows // 2, columns // 2
+    if rows >= columns:
+        first, anchor = kernel_KK[: y + 1], (x, y)
+        second, origin = kernel_KK[y:].copy(), (x, 0)
+        second[0] = 0
+    else:
+        first, anchor = kernel_KK[:, : x + 1], (x, y)
+        second, origin = kernel_KK[:, x:].copy(), (0, y)
+        second[:, 0] = 0
+    out_HWC = array(cv2.filter2D(image_HWC, -1, first, anchor=anchor, borderType=border))
+    out_HWC += array(cv2.filter2D(image_HWC, -1, second, anchor=origin, borderType=border))
+    return clip01(out_HWC)

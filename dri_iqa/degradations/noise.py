@@ -34,7 +34,7 @@ def white_noise(image_HWC: Image, value: float, rng: np.random.Generator) -> Ima
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: variance, for values in [0, 1].
+        value: variance, for values in [0, 1]; 0.001 to 0.01.
         rng: draws the noise.
 
     Source: KADIS imnoisegauss.m.
@@ -48,7 +48,7 @@ def white_noise_ycbcr(image_HWC: Image, value: float, rng: np.random.Generator) 
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: variance, for YCbCr divided by 255.
+        value: variance, for YCbCr divided by 255; 0.0001 to 0.003.
         rng: draws the noise.
 
     Source: KADIS imnoisecolormap.m (imnoise on rgb2ycbcr). Full-range YCbCr would give about 14 % less noise.
@@ -63,7 +63,7 @@ def impulse_noise(image_HWC: Image, value: float, rng: np.random.Generator) -> I
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: probability of a sample to be replaced; 0 and 1 are equally likely.
+        value: probability of a sample to be replaced, 0.001 to 0.03; 0 and 1 are equally likely.
         rng: draws places and values.
 
     Source: KADIS imnoiseimpulse.m (imnoise 'salt & pepper' on a three-channel image).
@@ -87,7 +87,7 @@ def multiplicative_noise(
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: variance of n.
+        value: variance of n, 0.001 to 0.05.
         rng: draws n.
         distribution: `gaussian`, or `uniform` on +-sqrt(3 value) as MATLAB's imnoise draws it.
 
@@ -111,7 +111,7 @@ def denoise(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: variance of the noise.
+        value: variance of the noise, 0.01 to 0.15.
         rng: draws the filter and the noise.
 
     Source: KADID-10k type 15 (there the denoiser is a network); the two filters are Re-IQA's.

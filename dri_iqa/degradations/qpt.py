@@ -2,7 +2,7 @@
 
 QPT's authors published no code; operators and levels follow an open re-implementation (`QualityAwareTransform` of
 KaiJIN's tw). Its pairs of "add" and "reduce" operators are one signed operator here. Where a step below is our own
-choice, the docstring says so.
+choice, the docstring says so. Images are RGB in [0, 1]; the range of every `value` is its row in levels.py.
 
 Legend: H, W height and width in pixels; C = 3 channels; K side of a kernel.
 """
@@ -13,7 +13,6 @@ import math
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from dri_iqa.degradations.blur import disk_kernel, line_kernel
 from dri_iqa.degradations.core import (
@@ -21,6 +20,7 @@ from dri_iqa.degradations.core import (
     array,
     blur,
     clip01,
+    correlate,
     from_u8,
     lookup,
     normals,
@@ -46,7 +46,7 @@ def gaussian_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> I
 def motion_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Mean along a line at a random angle; its length is 1 + 6 u pixels, u ~ U(value - 0.2, value)."""
     length = 1 + 6 * rng.uniform(value - 0.2, value)
-    return _filter(image_HWC, line_kernel(length, rng.uniform(0, math.pi)))
+    return correlate(image_HWC, line_kernel(length, rng.uniform(0, math.pi)))
 
 
 def median_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -76,12 +76,12 @@ def generalised_blur(image_HWC: Image, value: float, rng: np.random.Generator) -
     """A rotated generalised Gaussian, 7 x 7 pixels: sigma_x = `value`, sigma_y ~ U(0.5, 1) value, shape ~ U(0.5, 4)."""
     sigma_y = value * rng.uniform(0.5, 1.0)
     angle, shape = rng.uniform(0, math.pi), rng.uniform(0.5, 4.0)
-    return _filter(image_HWC, generalised_kernel(7, value, sigma_y, angle, shape))
+    return correlate(image_HWC, generalised_kernel(7, value, sigma_y, angle, shape))
 
 
 def defocus(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Mean over a disk; `value` is the radius in pixels."""
-    return _filter(image_HWC, disk_kernel(value))
+    return correlate(image_HWC, disk_kernel(value))
 
 
 def zoom_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
@@ -179,7 +179,3 @@ def _rescale(image_HWC: Image, factor: float, method: int) -> Image:
     small = (max(1, round(width / factor)), max(1, round(height / factor)))
     reduced = cv2.resize(image_HWC, small, interpolation=method)
     return clip01(array(cv2.resize(reduced, (width, height), interpolation=method)))
-
-
-def _filter(image_HWC: Image, kernel_KK: NDArray[np.float32]) -> Image:
-    return clip01(array(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REPLICATE)))

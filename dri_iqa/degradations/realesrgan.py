@@ -3,6 +3,7 @@
 Ranges and probabilities are those of options/train_realesrnet_x4plus.yml. A level is one fifth of an operator's range,
 inside which the parameter is uniform; with equally likely levels that is the published distribution. Two things differ:
 images are resized back at once, because operators keep the shape, and super-resolution's reduction by 4 is left out.
+Images are RGB in [0, 1]; the range of every `value` is in RANGES and ENLARGE.
 
 Legend: H, W height and width in pixels; C = 3 channels; K side of a kernel.
 """
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import j1
 
 from dri_iqa.degradations.compression import jpeg
-from dri_iqa.degradations.core import Image, array, clip01, normals, to_u8
+from dri_iqa.degradations.core import Image, array, clip01, correlate, normals, to_u8
 
 KERNELS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
 KERNEL_BOUNDS = np.cumsum([0.45, 0.25, 0.12, 0.03, 0.12, 0.03])[:-1]
@@ -82,7 +83,7 @@ def make_blur(name: str) -> Callable[[Image, float, np.random.Generator], Image]
                     rng.uniform(ends[0], 1.0) if rng.random() < 0.5 else rng.uniform(1.0, ends[1])
                 )
             kernel = generalised_kernel(size, sigma_x, sigma_y, angle, shape, plateau)
-        return _filter(image_HWC, kernel)
+        return correlate(image_HWC, kernel, cv2.BORDER_REFLECT_101)
 
     return blur
 
@@ -147,7 +148,9 @@ def make_jpeg(name: str) -> Callable[[Image, float, np.random.Generator], Image]
 def sinc(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
     """Ideal circular low-pass filter, 7 to 21 pixels wide; `value` is the level's lowest cut-off in radians a pixel."""
     cutoff = _within(value, RANGES["esrgan_sinc"], rng)
-    return _filter(image_HWC, sinc_kernel(2 * int(rng.integers(3, 11)) + 1, cutoff))
+    return correlate(
+        image_HWC, sinc_kernel(2 * int(rng.integers(3, 11)) + 1, cutoff), cv2.BORDER_REFLECT_101
+    )
 
 
 def generalised_kernel(
@@ -176,7 +179,3 @@ def sinc_kernel(size: int, cutoff: float) -> NDArray[np.float32]:
     kernel = cutoff * j1(cutoff * radius) / (2 * math.pi * np.where(centre, 1, radius))
     kernel[centre] = cutoff**2 / (4 * math.pi)
     return (kernel / kernel.sum()).astype(np.float32)
-
-
-def _filter(image_HWC: Image, kernel_KK: NDArray[np.float32]) -> Image:
-    return clip01(array(cv2.filter2D(image_HWC, -1, kernel_KK, borderType=cv2.BORDER_REFLECT_101)))

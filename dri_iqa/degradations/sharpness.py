@@ -41,7 +41,7 @@ def linear_contrast(image_HWC: Image, value: float, rng: np.random.Generator) ->
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: v, positive for more and negative for less contrast.
+        value: v, -0.6 to 0.3; positive for more and negative for less contrast.
         rng: not used.
 
     Source: KADIS imcontrastc.m, curves.m.

@@ -38,7 +38,7 @@ def jitter(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: standard deviation of a shift on each axis, pixels.
+        value: standard deviation of a shift on each axis, 0.05 to 1 pixel.
         rng: draws the shifts.
 
     Source: KADIS imscatter.m, imwarpmap.m (interp2 'cubic', i.e. Keys' kernel with a = -0.5).
@@ -88,7 +88,7 @@ def non_eccentricity_patch(image_HWC: Image, value: float, rng: np.random.Genera
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: number of patches on 512 x 384 pixels; scales with the area, at least 1.
+        value: number of patches on 512 x 384 pixels, 20 to 100; scales with the area, at least 1.
         rng: draws corners, uniform at least 16 pixels inside (8 in images below 48 pixels), and displacements.
 
     Source: KADIS imnoneccentricity.m. A patch is read from the image as modified so far.
@@ -158,7 +158,7 @@ def colour_block(image_HWC: Image, value: float, rng: np.random.Generator) -> Im
 
     Args:
         image_HWC: RGB in [0, 1].
-        value: number of blocks on 512 x 384 pixels; scales with the area, at least 1.
+        value: number of blocks on 512 x 384 pixels, 2 to 10; scales with the area, at least 1.
         rng: draws positions and colours, uniform.
 
     Source: KADIS imcolorblock.m.

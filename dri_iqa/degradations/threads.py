@@ -7,6 +7,7 @@ import os
 import sys
 
 import cv2
+from threadpoolctl import threadpool_limits
 
 _VARIABLES = (
     "OMP_NUM_THREADS",
@@ -43,10 +44,6 @@ def pin_threads(count: int = 1) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(count)
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:  # comes with scikit-learn; without it the environment variables have to do
-        return
     threadpool_limits(limits=count)
 
 

@@ -65,6 +65,28 @@ def test_order_is_uniform(recipes: list[Recipe]) -> None:
                 assert fits([pairs[a, b], pairs[b, a]], [0.5, 0.5])
 
 
+def test_every_group_comes_equally_often_at_every_place() -> None:
+    places = [Counter() for _ in GROUPS]
+    orders = Counter()
+    for recipe in draw(p_keep=1.0, n_max=7, seed=1):
+        groups = tuple(OPERATORS[step.name].group for step in recipe.steps)
+        orders[groups[:3]] += 1
+        for place, group in zip(places, groups, strict=True):
+            place[group] += 1
+    for place in places:
+        assert fits([place[group] for group in GROUPS], [1 / 7] * 7)
+    assert len(orders) == 7 * 6 * 5
+    assert fits(list(orders.values()), [1 / 210] * 210)
+
+
+def test_length_level_and_place_are_independent(recipes: list[Recipe]) -> None:
+    table = np.zeros((6, 5))
+    for recipe in recipes:
+        for place, step in enumerate(recipe.steps):
+            table[place, step.level - 1] += 1
+    assert stats.chi2_contingency(table)[1] > 1e-4  # pyright: ignore[reportOperatorIssue]
+
+
 def test_levels_are_half_normal(recipes: list[Recipe]) -> None:
     stated = [0.2929, 0.2704, 0.2127, 0.1426, 0.0814]
     assert np.allclose(level_probabilities(DegradeConfig()), stated, atol=5e-5)

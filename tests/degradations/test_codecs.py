@@ -73,7 +73,7 @@ def test_coarser_steps_cost_no_quality(name: str, ratio: float) -> None:
     image = PHOTOS[name]
     own = codec.roundtrip(image, ratio, 1)
     ours = codec.roundtrip(image, ratio)
-    assert psnr(ours, image) > psnr(own, image) - 0.25
+    assert psnr(ours, image) > psnr(own, image) - 0.35
     assert psnr(ours, own) > min(psnr(own, image) + 4, 40), (
         "the two differ by less than either from the image"
     )
@@ -114,7 +114,23 @@ def test_scaled_steps_decode_to_the_scaled_image() -> None:
     for step in codec.STEPS:
         out = codec.decode(codec.encode(SMOOTH, 4, step)).astype(np.float64)
         assert np.abs(out - SMOOTH).max() <= 1.5 * step + 2
-        assert abs((out - SMOOTH).mean()) < 0.6
+        assert abs((out - SMOOTH).mean()) < 0.6 + step / 64
+
+
+@pytest.mark.parametrize("step", codec.STEPS[:-1])
+@pytest.mark.parametrize("height", [64, 63, 62, 61])
+def test_reduced_contrast(step: int, height: int) -> None:
+    image = np.random.default_rng(step).integers(step, 255 - step, (height, 40, 3), dtype=np.uint8)
+    before = image.copy()
+    plain = codec.reduce_contrast(image, step, shaped=False)
+    assert np.array_equal(plain, np.rint(128 + (image.astype(float) - 128) / step))
+    shaped = codec.reduce_contrast(image, step, shaped=True)
+    error = image.astype(float) - (128 + (shaped.astype(float) - 128) * step)
+    assert np.abs(error).max() <= step
+    # In runs of four down a column the errors add up to that of one rounding, not to that of four.
+    sums = error[: height // 4 * 4].reshape(-1, 4, 40, 3).sum(axis=1)
+    assert np.abs(sums).max() <= step / 2
+    assert np.array_equal(image, before)
 
 
 def test_a_header_without_steps_is_refused() -> None:

@@ -71,7 +71,9 @@ def test_small_images_of_every_kind(name: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_training_size(name: str) -> None:
     for image in kinds(224, 224).values():
-        check(name, image, 5)
+        for level in (1, 2, 3, 4, 5):
+            for sign in signs(name):
+                check(name, image, level, sign)
 
 
 def placed(image: np.ndarray, offset: int) -> np.ndarray:
@@ -100,15 +102,24 @@ def test_bits_do_not_depend_on_where_arrays_lie(name: str) -> None:
         assert np.array_equal(out, first), f"trial {trial}: {np.abs(out - first).max()}"
 
 
+@pytest.fixture(scope="module")
+def large() -> dict[str, np.ndarray]:
+    return kinds(2040, 1356)
+
+
 @pytest.mark.parametrize("name", [*DEFAULT, *OPTIONAL])
-def test_large_image(name: str) -> None:
-    image = picture(2040, 1356)
-    out = OPERATORS[name](image, 3, np.random.default_rng(0))
-    assert out.shape == image.shape
-    assert out.dtype == np.float32
-    assert out.min() >= 0
-    assert out.max() <= 1
-    assert not np.array_equal(out, image)
+def test_large_images(name: str, large: dict[str, np.ndarray]) -> None:
+    """Every kind of image, each at another level; twice only where something is drawn."""
+    for level, (kind, image) in zip((3, 4, 1, 2, 5, 2), large.items(), strict=True):
+        # Palettes of random colours take seconds and are no larger a test than those of smaller images.
+        if (name, kind) != ("colour_quantisation", "random"):
+            before = image[::97].copy()
+            out = OPERATORS[name](image, level, np.random.default_rng(0))
+            assert out.shape == image.shape
+            assert out.dtype == np.float32
+            assert 0 <= out.min() <= out.max() <= 1, "NaN would fail this too"
+            assert np.array_equal(image[::97], before), "input was modified"
+            assert kind != "natural" or not np.array_equal(out, image)
 
 
 # Their error need not grow with the level, for the reason given.
@@ -137,6 +148,19 @@ def test_error_grows_with_the_level(name: str) -> None:
             errors.append(total)
         assert errors[0] > 0, "level 1 is the identity"
         assert all(b >= a for a, b in itertools.pairwise(errors)), errors
+
+
+@pytest.mark.parametrize("levels", ["kadis", "arniqa"])
+def test_error_grows_with_the_other_tables_too(levels: str) -> None:
+    """Except for mean shift and contrast, whose columns there change sign and pass through the identity."""
+    image = picture(224, 224)
+    for name in DEFAULT:
+        if name not in ("mean_shift", "linear_contrast"):
+            errors = []
+            for level in range(1, 6):
+                out = OPERATORS[name](image, level, np.random.default_rng(0), levels=levels)
+                errors.append(float(np.mean((out.astype(np.float64) - image) ** 2)))
+            assert all(b >= a for a, b in itertools.pairwise(errors)), (name, errors)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,10 +193,9 @@ GOOD = picture(40, 40)
     ],
 )
 def test_bad_images_are_named(image: np.ndarray, got: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"gaussian_blur: got .*{got}.*expected|gaussian_blur: got {got}"
-    ):
-        OPERATORS["gaussian_blur"](image, 3, np.random.default_rng(0))
+    for name, operator in OPERATORS.items():
+        with pytest.raises(ValueError, match=rf"^{name}: got .*{got}.*; expected \(H, W, 3\)"):
+            operator(image, 3, np.random.default_rng(0))
 
 
 def test_negative_zero_is_zero() -> None:
@@ -183,10 +206,9 @@ def test_negative_zero_is_zero() -> None:
 
 @pytest.mark.parametrize("level", [0, 6, -1, 2.0, True, "3", None])
 def test_bad_levels_are_named(level: object) -> None:
-    with pytest.raises(
-        ValueError, match=f"jpeg: got level {level!r}, expected an integer from 1 to 5"
-    ):
-        OPERATORS["jpeg"](GOOD, level, np.random.default_rng(0))  # pyright: ignore[reportArgumentType]
+    for name, operator in OPERATORS.items():
+        with pytest.raises(ValueError, match=f"^{name}: got level {level!r}, expected an integer"):
+            operator(GOOD, level, np.random.default_rng(0))  # pyright: ignore[reportArgumentType]
 
 
 def test_bad_sign_table_and_rng_are_named() -> None:
@@ -258,6 +280,54 @@ def test_sets_and_groups() -> None:
     assert sum(len(names) for names in SETS["kadid25"].values()) == 25
     assert sum(len(names) for names in SETS["qpt"].values()) == 21
     assert len(GROUPS) == len(SETS["kadid25"]) == len(SETS["qpt"]) == 7
+
+
+# Spec of the default column, written out again: a slip of the pen in levels.py would otherwise go unnoticed.
+SPEC = """
+gaussian_blur .5 1 2 3.5 5 | .1 .5 1 2 5
+lens_blur 1 2 4 6 8
+motion_blur 3 5 8 12 16 | 1 2 4 6 10
+colour_diffusion 1 3 6 8 12
+colour_shift 1 3 6 8 12
+saturation_hsv .4 .2 .1 0 -.4
+saturation_lab 1.5 2 3 6 9 | 1 2 3 6 9
+jpeg2000 16 32 45 120 170 | 16 32 45 120 400 | 16 32 45 120 170
+jpeg 43 36 24 7 4
+white_noise .001 .002 .003 .005 .01
+white_noise_ycbcr .0001 .0005 .001 .002 .003
+impulse_noise .001 .005 .01 .02 .03
+multiplicative_noise .001 .005 .01 .02 .05
+brighten .1 .2 .4 .7 1.1
+darken .05 .1 .2 .4 .8
+mean_shift .03 .06 .09 .12 .15 | .15 .08 0 -.08 -.15 | 0 .08 -.08 .15 -.15
+jitter .05 .1 .2 .5 1
+non_eccentricity_patch 20 40 60 80 100
+pixelate .01 .05 .1 .2 .5
+quantisation 20 16 13 10 7
+colour_block 2 4 6 8 10
+high_sharpen 1 2 3 6 12
+linear_contrast .1 .15 .2 .25 .3 | .3 .15 0 -.4 -.6 | 0 .15 -.4 .3 -.6
+non_linear_contrast .4 .3 .2 .1 .05
+colour_quantisation 64 48 32 16 8
+denoise .01 .03 .05 .1 .15
+down_up 2 3 4 8 16
+fast_fading 26 23 20.5 18 15.5
+"""
+
+
+def test_levels_are_the_specified_ones() -> None:
+    for line in SPEC.split("\n")[1:-1]:
+        columns = line.split(" | ")
+        name, *first = columns[0].split()
+        rows = [first, *(column.split() for column in columns[1:])]
+        # A missing column repeats the one before it: default, then KADIS, then ARNIQA.
+        while len(rows) < 3:
+            rows.append(rows[-1])
+        for levels, row in zip(("default", "kadis", "arniqa"), rows, strict=True):
+            values = [OPERATORS[name].value(level, levels) for level in range(1, 6)]
+            assert values == [float(number) for number in row], (name, levels)
+    contrast = [OPERATORS["linear_contrast"].value(level, sign=-1) for level in range(1, 6)]
+    assert contrast == [-0.2, -0.3, -0.4, -0.5, -0.6]
 
 
 def test_tables_are_complete_and_kadis_is_kadis() -> None:

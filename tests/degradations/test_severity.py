@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ BY_ERROR = {"mean_shift", "saturation_hsv", "darken", "colour_shift"}
 LARGE = {"colour_block": 384, "non_eccentricity_patch": 384}
 
 
+@lru_cache(maxsize=2)
 def photographs(side: int) -> list[np.ndarray]:
     files = sorted(FOLDER.glob("kodak24/*.png"))[:COUNT]
     images = []
