@@ -16,16 +16,15 @@ import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
 
 from dri_iqa import storage
 from dri_iqa.config import OptimConfig, from_dict, to_dict
-from dri_iqa.seeds import Purpose, seed_of
 from pipelines.runtime.claims import Claims
 from pipelines.runtime.cluster import TRIAL_CPUS, Plan
-from pipelines.runtime.config import Dimension, JobConfig, digest, replace_keys
+from pipelines.runtime.config import JobConfig, digest, replace_keys
 from pipelines.runtime.console import Meter
 from pipelines.runtime.fit import Inputs, Result, RunSpec, finished, fit, pretrain_spec, train_spec
+from pipelines.runtime.suggestions import Suggestions
 from pipelines.runtime.tracking import Tracker
 from pipelines.runtime.trials import METRIC, TrialLog, TrialReport, summary, trial_key
 
@@ -82,17 +81,16 @@ def search(
     try:
         tune.Tuner(
             tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
-            param_space={item.key: domain(item) for item in config.search.space.values()},
             tune_config=tune.TuneConfig(
                 metric=METRIC,
                 mode="max",
                 num_samples=config.search.trials,
                 max_concurrent_trials=plan.concurrent_trials,
-                search_alg=OptunaSearch(
+                search_alg=Suggestions(
+                    config.search.space,
+                    seed=config.seed,
                     metric=METRIC,
-                    mode="max",
-                    seed=seed_of(config.seed, Purpose.SEARCH) % 2**32,
-                    points_to_evaluate=log.points() or first_point(config) or None,
+                    first=log.points() or first_point(config),
                 ),
                 scheduler=ASHAScheduler(
                     time_attr="epoch",
@@ -130,16 +128,6 @@ def search(
 def known_trials(output: str, name: str) -> list[dict[str, float]]:
     """The values of the trials that an earlier run of this search has begun."""
     return TrialLog(_log_uri(output, name)).points()
-
-
-def domain(dimension: Dimension) -> Any:
-    """A dial's range as Tune understands it."""
-    if dimension.choices:
-        return tune.choice(list(dimension.choices))
-    if dimension.low is None or dimension.high is None:
-        raise ValueError(f"{dimension.key} is searched without low and high, or choices")
-    sampler = tune.loguniform if dimension.log else tune.uniform
-    return sampler(dimension.low, dimension.high)
 
 
 def trial_config(config: JobConfig, changes: dict[str, float]) -> JobConfig:

@@ -1,9 +1,12 @@
-"""What a trial is: the final training in miniature."""
+"""What is tried next, and what a trial is: the final training in miniature."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipelines.runtime.config import compose
-from pipelines.runtime.search import trial_config
+from pipelines.runtime.search import first_point, trial_config
+from pipelines.runtime.suggestions import Suggestions
 
 
 def test_a_trial_runs_the_same_schedule_in_fewer_epochs() -> None:
@@ -21,3 +24,28 @@ def test_stage_1_of_a_trial_is_the_final_one_where_nothing_shortens_it() -> None
     trial = trial_config(job, {"stage2.lambda_perceptual": 0.02})
     assert trial.stage1 == job.stage1
     assert trial.stage2.max_images == job.search.max_images
+
+
+def suggestions(first: list[dict[str, Any]], *, seed: int = 0) -> Suggestions:
+    return Suggestions(compose("tune", []).search.space, seed=seed, metric="val_srocc", first=first)
+
+
+def tried(algorithm: Suggestions, count: int) -> list[dict[str, Any]]:
+    """Run a search of so many trials one after the other, on a measure with a known optimum."""
+    found = []
+    for number in range(count):
+        values = algorithm.suggest(f"t{number}")
+        rate = values["stage2.optim.lr_scale"]
+        score = 1 - abs(rate - 0.8) - values["stage1.moco.temperature"]
+        algorithm.on_trial_complete(f"t{number}", {"val_srocc": score})
+        found.append(values)
+    return found
+
+
+def test_a_search_started_again_tries_what_an_undisturbed_one_does() -> None:
+    begin = first_point(compose("full", []))
+    undisturbed = tried(suggestions(begin), 16)  # the first ten are random, the others TPE's
+    for killed_after in (1, 3, 12):
+        assert tried(suggestions(undisturbed[:killed_after]), 16) == undisturbed
+    assert len({str(values) for values in undisturbed}) == 16
+    assert tried(suggestions(begin, seed=1), 3)[1:] != undisturbed[1:3]
