@@ -39,7 +39,10 @@ ATTEMPTS = 8
 BACKOFF_S = 0.2
 """Longest first pause; each further one may be twice as long, up to `MAX_PAUSE_S`."""
 MAX_PAUSE_S = 10.0
+STALL_S = 10.0
+"""A connection that moves no byte for this long has failed (libcurl's low-speed time)."""
 
+REMOTE_ADVICE = "Check the bucket, AWS_ENDPOINT_URL and the AWS credentials."
 _TEMPORARY = ".tmp-"
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _PERMANENT = re.compile(
@@ -92,8 +95,15 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def retries() -> int:
-    """Requests repeated by this process so far."""
+    """Requests repeated so far by this process, and by others that told it (`add_retries`)."""
     return _count
+
+
+def add_retries(count: int) -> None:
+    """Count requests that another process repeated on this one's behalf."""
+    global _count
+    with _count_lock:
+        _count += count
 
 
 def exists(uri: str) -> bool:
@@ -144,18 +154,32 @@ def write_bytes(uri: str, data: bytes, *, verify: bool = False) -> None:
         _retry(lambda: _write_local(Path(path), data), "write", uri)
         return
 
-    def write() -> None:
+    def upload() -> None:
         with system.open_output_stream(path) as stream:
             stream.write(data)
-        stored = system.get_file_info(path).size
-        if stored != len(data):
+
+    def write() -> None:
+        # Each request has attempts of its own; only wrong content makes a whole new upload.
+        _retry(upload, "write", uri)
+        if (stored := size(uri)) != len(data):
             raise ShortReadError(f"{stored} of {len(data)} bytes were stored")
-        if verify:
-            with system.open_input_file(path) as stream:
-                if stream.read() != data:
-                    raise ShortReadError("the stored bytes differ")
+        if verify and read_bytes(uri) != data:
+            raise ShortReadError("the stored bytes differ")
 
     _retry(write, "write", uri)
+
+
+def upload_directory(folder: Path, uri: str) -> None:
+    """Copy a local folder's files below a URI and verify every byte of what arrived.
+
+    Pyarrow's own `copy_files` returns as if all was well when a store refuses its uploads.
+
+    Raises:
+        StorageError: the store refused or kept failing.
+    """
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        target = join(uri, file.relative_to(folder).as_posix())
+        write_bytes(target, file.read_bytes(), verify=True)
 
 
 def sha256(uri: str) -> str:
@@ -260,11 +284,7 @@ def check_writable(uri: str) -> None:
         reason = str(error).splitlines()[0]
         raise StorageError(
             f"cannot write to {uri}: {reason.removeprefix(f'cannot write {probe}: ')}\n"
-            + (
-                "Check the bucket, AWS_ENDPOINT_URL and the AWS credentials."
-                if is_remote(uri)
-                else "Choose a directory that you may write to."
-            )
+            + (REMOTE_ADVICE if is_remote(uri) else "Choose a directory that you may write to.")
         ) from None
 
 
@@ -295,14 +315,14 @@ def _filesystem(uri: str, attempts: int = 1) -> tuple[fs.FileSystem, str]:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         identity = tuple(os.environ.get(name) for name in _SECRETS)
-        system = _s3(os.getpid(), endpoint, region, hash(identity), attempts)
+        system = _s3(os.getpid(), endpoint, region, hash(identity), attempts, STALL_S)
         return system, (parts.netloc + parts.path).rstrip("/")
     raise StorageError(f"cannot use {uri}\nGive a local path, file:///path or s3://bucket/key.")
 
 
 @lru_cache(maxsize=16)
 def _s3(
-    process: int, endpoint: str, region: str | None, identity: int, attempts: int
+    process: int, endpoint: str, region: str | None, identity: int, attempts: int, stall_s: float
 ) -> fs.FileSystem:
     """One client for each setting of the environment (a forked process makes its own)."""
     del process, identity
@@ -315,8 +335,9 @@ def _s3(
     return fs.S3FileSystem(
         region=region,
         connect_timeout=10,
-        request_timeout=30,
+        request_timeout=stall_s,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        allow_delayed_open=True,  # a file that fits one buffer is one request, not three
         **options,
     )
 
@@ -344,7 +365,6 @@ def _temporary(path: Path) -> Path:
 
 def _retry(action: Callable[[], T], verb: str, uri: str) -> T:
     """Run a request; repeat it where the store, not the caller, is at fault."""
-    global _count
     attempt = 1
     while True:
         try:
@@ -361,8 +381,7 @@ def _retry(action: Callable[[], T], verb: str, uri: str) -> T:
                 raise StorageError(
                     f"cannot {verb} {uri}: {message[:300]}\n" + _advice(uri, attempt)
                 ) from None
-            with _count_lock:
-                _count += 1
+            add_retries(1)
             # The pause decides no result, so it may come from the system's own randomness.
             pause = random.SystemRandom().uniform(
                 0, min(MAX_PAUSE_S, BACKOFF_S * 2 ** (attempt - 1))
@@ -373,8 +392,7 @@ def _retry(action: Callable[[], T], verb: str, uri: str) -> T:
 
 
 def _advice(uri: str, attempt: int) -> str:
-    if not is_remote(uri):
-        return "Check the path, its permissions and the free space."
-    if attempt >= ATTEMPTS:
+    if is_remote(uri) and attempt >= ATTEMPTS:
         return f"The store failed {attempt} times; check that it is reachable and start again."
-    return "Check the bucket, AWS_ENDPOINT_URL and the AWS credentials."
+    local = "Check the path, its permissions and the free space."
+    return REMOTE_ADVICE if is_remote(uri) else local
