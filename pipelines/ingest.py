@@ -6,18 +6,16 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-import ray
-
 from dri_iqa import storage
 from dri_iqa.data.datasets import read_dataset
 from dri_iqa.data.manifest import Manifest, publish
 from dri_iqa.data.records import DataError
-from dri_iqa.data.shards import ShardPlan, ShardResult, plan_shards, write_shard
+from dri_iqa.data.shards import ShardResult, plan_shards, write_shard
 from dri_iqa.data.splits import Split, make_splits, official_split, save_splits
 from pipelines.runtime.config import digest
-from pipelines.runtime.console import Meter
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, main
+from pipelines.runtime.tasks import run_tasks
 
 
 def ingest(job: Job) -> Result:
@@ -91,26 +89,12 @@ def _ingest(
         seed=job.config.seed,
     )
     with job.console.progress(f"{name} -> shards") as meter:
-        results = write_shards(plans, directory, job.plan.cpus_per_data_task, meter)
+        calls = [(plan, directory) for plan in plans]
+        results: list[ShardResult] = []
+        for result in run_tasks(write_shard, calls, cpus=job.plan.cpus_per_data_task):
+            results.append(result)
+            meter.update(len(results), len(plans), f"{len(results)}/{len(plans)} shards")
     return publish(directory, dataset, results, max_bad=data.max_bad)
-
-
-def write_shards(
-    plans: list[ShardPlan], directory: str, cpus: float, meter: Meter
-) -> list[ShardResult]:
-    """Write all shards with Ray tasks; what an earlier run has written is left as it is."""
-    write = ray.remote(num_cpus=cpus, max_retries=3)(write_shard)
-    waiting = list(reversed(plans))
-    running: list[Any] = []
-    results: list[ShardResult] = []
-    at_most = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
-    while waiting or running:
-        while waiting and len(running) < at_most:
-            running.append(write.remote(waiting.pop(), directory))
-        done, running = ray.wait(running, num_returns=1)
-        results += ray.get(done)
-        meter.update(len(results), len(plans), f"{len(results)}/{len(plans)} shards")
-    return results
 
 
 def steps(job: Job) -> None:

@@ -79,8 +79,9 @@ class DataConfig(StrictConfig):
 class ClusterConfig(StrictConfig):
     """Where the job runs and what each part of it takes."""
 
-    kind: Literal["auto", "local", "attached"] = "auto"
-    """Start a Ray on this machine, or attach to a running cluster; auto attaches where RAY_ADDRESS is set."""
+    kind: Literal["auto", "local", "attached", "none"] = "auto"
+    """Start a Ray on this machine, attach to a running cluster, or debug in one process without Ray (none); auto
+    attaches where RAY_ADDRESS is set."""
     num_cpus: int | None = None
     """CPUs of the local Ray; None takes the cores of the machine."""
     workers: int = 1

@@ -22,7 +22,7 @@ from dri_iqa import storage
 from dri_iqa.config import from_dict, to_dict
 from dri_iqa.seeds import Purpose, seed_of
 from pipelines.runtime.claims import Claims
-from pipelines.runtime.cluster import TRIAL_CPUS, Plan
+from pipelines.runtime.cluster import TRIAL_CPUS, ClusterError, Plan
 from pipelines.runtime.config import Dimension, JobConfig, digest, replace_keys
 from pipelines.runtime.console import Meter
 from pipelines.runtime.fit import Inputs, Result, RunSpec, finished, fit, pretrain_spec, train_spec
@@ -57,8 +57,11 @@ def search(
         `changes` (dotted key -> value of the best trial), `best` and `trials` (rows of plain data).
 
     Raises:
+        ClusterError: there is no cluster (`cluster=none`).
         RuntimeError: no trial got as far as one epoch.
     """
+    if not ray.is_initialized():
+        raise ClusterError("a search needs a cluster\nuse cluster=local, or search=none")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault(
         "TUNE_DISABLE_SIGINT_HANDLER", "1"
