@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dri_iqa import storage
+from dri_iqa import retrying, storage
 from tests.servers.faulty_proxy import FaultyProxy
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
@@ -121,7 +121,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(retrying, "BACKOFF_S", 0.001)
 
 
 def test_object_store_round_trip(bucket: str) -> None:
@@ -187,7 +187,7 @@ def test_a_store_that_keeps_failing(bucket: str, faulty: Callable[..., FaultyPro
     with pytest.raises(storage.StorageError, match="failed 8 times") as caught:
         storage.read_bytes(f"{bucket}/a")
     assert len(str(caught.value).splitlines()) == 2
-    assert proxy.seen["all"] == storage.ATTEMPTS
+    assert proxy.seen["all"] == retrying.ATTEMPTS
 
 
 def test_wrong_bytes_in_the_store_are_uploaded_again(

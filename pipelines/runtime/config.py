@@ -56,7 +56,7 @@ class DataConfig(StrictConfig):
     """Folder of the data set as distributed; None for the built-in sample."""
     limit: int | None = None
     """At most this many scored images; whole scenes are kept."""
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str | bool | int | float | None] = field(default_factory=dict)
     """Reader options, e.g. {image_column: file, score_column: mos} for `csv`."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     rows_per_shard: int = 512

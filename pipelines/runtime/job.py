@@ -134,7 +134,10 @@ def run(job: str, steps: Callable[[Job], None], argv: list[str]) -> int:
         print(usage(job))
         return 0
     try:
-        steps(Job(configuration.compose(job, argv)))
+        work = Job(configuration.compose(job, argv))
+        steps(work)
+        if storage.retries():
+            work.console.say(f"{storage.retries()} requests to storage were repeated")
     except KeyboardInterrupt:
         _complain("interrupted", "start the same command again to go on from the last checkpoint")
         return 130
