@@ -25,7 +25,7 @@ from PIL import Image
 
 from dri_iqa import storage
 from dri_iqa.data.records import DataError, DataSet, Record
-from dri_iqa.images import ImageError, decode
+from dri_iqa.images import ImageError, decode, probe
 from dri_iqa.seeds import Purpose, generator
 
 SCHEMA = pa.schema(
@@ -303,12 +303,11 @@ def _rows(plan: ShardPlan, quarantined: list[Quarantined]) -> Iterator[dict[str,
             if plan.scored and role == "image":
                 _check_score(record)
             data = _source(plan, record)
-            image_HWC = decode(data)
+            height, width = probe(data)
             _check_zeroed(data)
-            height, width = image_HWC.shape[:2]
             if min(height, width) < plan.min_side:
                 raise ImageError(f"too small ({width}x{height}, at least {plan.min_side})")
-            parts = _parts(plan, role, data, image_HWC)
+            parts = _parts(plan, role, data, height, width)
             if len(parts) > TILES:
                 raise ImageError(f"too many sub-images ({len(parts)})")
         except (ImageError, FileNotFoundError) as error:
@@ -366,21 +365,22 @@ def _check_zeroed(data: bytes) -> None:
 
 
 def _parts(
-    plan: ShardPlan, role: str, data: bytes, image_HWC: np.ndarray
+    plan: ShardPlan, role: str, data: bytes, height: int, width: int
 ) -> list[tuple[bytes, tuple[int, int]]]:
     """The encoded images that a file becomes, with (height, width)."""
-    height, width = image_HWC.shape[:2]
-    changed = False
-    if plan.short_side and min(height, width) > plan.short_side:
+    shrinks = bool(plan.short_side) and min(height, width) > (plan.short_side or 0)
+    cuts = plan.cut is not None and role == "image" and max(height, width) > plan.cut
+    if not shrinks and not cuts:
+        return [(data, (height, width))]
+    image_HWC = decode(data)
+    if shrinks and plan.short_side:
         scale = plan.short_side / min(height, width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = Image.fromarray(image_HWC).resize(size, Image.Resampling.BICUBIC)
-        image_HWC, (width, height), changed = np.array(picture), size, True
-    boxes = [(0, 0, height, width)]
-    if plan.cut and role == "image":
-        boxes = sub_images(height, width, plan.cut)
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC)
+        image_HWC = np.array(picture)
+    boxes = sub_images(height, width, plan.cut) if cuts and plan.cut else [(0, 0, height, width)]
     if len(boxes) == 1:
-        return [(png_bytes(image_HWC) if changed else data, (height, width))]
+        return [(png_bytes(image_HWC) if shrinks else data, (height, width))]
     return [
         (png_bytes(image_HWC[top : top + tall, left : left + wide]), (tall, wide))
         for top, left, tall, wide in boxes

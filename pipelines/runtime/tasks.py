@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import ray
 
 from dri_iqa import storage
+from dri_iqa.degradations.threads import pin_threads
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ def run_tasks(
 
 
 def _counted(work: Callable[..., T], call: tuple[Any, ...]) -> tuple[T, int]:
+    pin_threads()  # above all, memory that is freed is kept: decoding is several times faster
     before = storage.retries()
     result = work(*call)
     return result, storage.retries() - before
