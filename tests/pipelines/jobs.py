@@ -36,7 +36,11 @@ def environment() -> dict[str, str]:
 
 
 def run(
-    job: str, *arguments: str, timeout: float = 600, cwd: Path = ROOT
+    job: str,
+    *arguments: str,
+    timeout: float = 600,
+    cwd: Path = ROOT,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python pipelines/<job>.py` to its end."""
     return subprocess.run(
@@ -44,7 +48,7 @@ def run(
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=environment(),
+        env=environment() | (variables or {}),
         timeout=timeout,
         check=False,
     )

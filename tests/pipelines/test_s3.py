@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +85,11 @@ def train_and_score(root: str, place: Path, cluster: str) -> Ran:
     photos = storage.join(root, "photos/scored")
     clean = storage.join(root, "photos/clean")
     roots = (f"data.root={photos}", f"data.clean.root={clean}")
-    trained = jobs.run("train", output, f"cluster={cluster}", *roots, *SMALL, cwd=place)
+    # Ray's logs go where they can be searched; its sockets want a short path.
+    logs = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="s3-")}
+    trained = jobs.run(
+        "train", output, f"cluster={cluster}", *roots, *SMALL, cwd=place, variables=logs
+    )
     assert trained.returncode == 0, trained.stdout + trained.stderr
     (bundle,) = {
         uri.rpartition("/")[0]
@@ -101,7 +107,15 @@ def train_and_score(root: str, place: Path, cluster: str) -> Ran:
         cwd=place,
     )
     assert scored.returncode == 0, scored.stdout + scored.stderr
+    shutil.copytree(logs["RAY_TMPDIR"], place / "ray", ignore=_no_files)
+    shutil.rmtree(logs["RAY_TMPDIR"])
     return Ran(root, "".join((trained.stdout, trained.stderr, scored.stdout, scored.stderr)))
+
+
+def _no_files(folder: str, names: list[str]) -> list[str]:
+    """Links and sockets."""
+    paths = {name: Path(folder) / name for name in names}
+    return [n for n, p in paths.items() if p.is_symlink() or not (p.is_file() or p.is_dir())]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +163,7 @@ def test_jobs_in_a_bucket_of_a_failing_store(
     texts = [storage.read_bytes(uri) for uri in storage.list_files(ran.root)]
     texts += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     texts.append(ran.said.encode())
+    assert list(tmp_path.glob("ray/**/logs/raylet.out")), "Ray's own logs are among them"
     for secret in secrets:
         assert not [text[:80] for text in texts if secret.encode() in text]
 

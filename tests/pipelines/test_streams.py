@@ -18,11 +18,12 @@ import ray
 
 from dri_iqa.config import DegradeConfig
 from dri_iqa.data.batches import Batch, Source, Stage1Batches, Stage2Batches
+from dri_iqa.data.cutting import png_bytes
 from dri_iqa.data.manifest import publish
 from dri_iqa.data.records import DataSet, Record
 from dri_iqa.data.samples import Streams
 from dri_iqa.data.schedule import Schedule
-from dri_iqa.data.shards import plan_shards, png_bytes, write_shard
+from dri_iqa.data.shards import plan_shards, write_shard
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.config import ClusterConfig
 from pipelines.runtime.streams import loader_stream, ray_stream
