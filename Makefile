@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 ARGS ?=
 
-.PHONY: help env run test test-gpu lint types bench submit clean
+.PHONY: help env run test test-gpu lint types bench bench-data submit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ types: $(READY)  ## pyright on the package and the pipelines
 
 bench: $(READY)  ## what the numbers in docs/ come from
 	$(BIN)/python benchmarks/degradations.py $(ARGS)
+
+bench-data: $(READY)  ## Ray Data against a DataLoader, memory, ingest; one JSON object
+	$(BIN)/python benchmarks/data.py $(ARGS)
 
 submit: $(READY)  ## submit the main job to the running cluster that RAY_ADDRESS names
 	$(BIN)/ray job submit --working-dir . -- python pipelines/full.py $(ARGS)
