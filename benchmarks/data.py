@@ -29,8 +29,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
+from dri_iqa import storage
 from dri_iqa.data.batches import Batch, Source, Stage1Batches
 from dri_iqa.data.datasets import read_dataset
 from dri_iqa.data.manifest import Manifest, publish
@@ -188,13 +190,8 @@ def measure_memory(root: Path, preset: str, unit: int) -> Any:
     pool = sorted(root.glob("*.png"))
     for times in (1, 4, 16):
         with tempfile.TemporaryDirectory() as folder:
-            photos = Path(folder) / "photos"
-            photos.mkdir()
-            for number in range(unit * times):
-                source = pool[number % len(pool)]
-                # A few bytes after the end make a copy another file.
-                (photos / f"{number:06d}.png").write_bytes(source.read_bytes() + b"%d" % number)
-            made = ingested(read_dataset("folder", str(photos)), Path(folder) / "shards")
+            # In a task: what ingest once needed must not count as the driver's.
+            (made,) = run_tasks(_copies, [(pool, Path(folder), unit * times)], cpus=1.0)
             batches = batches_of(made, preset, 1, batch=16)
             watch = Watch()
             with watch.watching():
@@ -204,15 +201,32 @@ def measure_memory(root: Path, preset: str, unit: int) -> Any:
     return found
 
 
+def _read(system: fs.FileSystem, path: str) -> bytes:
+    with system.open_input_file(path) as stream:
+        return stream.read()
+
+
+def _copies(pool: list[Path], folder: Path, count: int) -> Source:
+    photos = folder / "photos"
+    photos.mkdir()
+    for number in range(count):
+        # A few bytes after the end make a copy another file.
+        data = pool[number % len(pool)].read_bytes() + b"%d" % number
+        (photos / f"{number:06d}.png").write_bytes(data)
+    return ingested(read_dataset("folder", str(photos)), folder / "shards")
+
+
 def measure_ingest(dataset: DataSet, rounds: int) -> Any:
     """Seconds for the same files: plain pyarrow, ours in this process, ours with Ray's tasks."""
-    files = [str(Path(dataset.root or "") / str(record.path)) for record in dataset.records]
+    files = [storage.join(dataset.root or "", record.path or "") for record in dataset.records]
+    system, _ = storage.filesystem(files[0])
+    paths = [storage.filesystem(name)[1] for name in files]
 
     def plain(folder: Path) -> None:
         folder.mkdir()
         for start in range(0, len(files), 512):
-            names = files[start : start + 512]
-            data = [Path(name).read_bytes() for name in names]
+            names = paths[start : start + 512]
+            data = [_read(system, name) for name in names]
             table = pa.table({"name": names, "bytes": data})
             pq.write_table(table, folder / f"{start}.parquet", row_group_size=4, compression="none")
 
@@ -242,7 +256,9 @@ def measure_ingest(dataset: DataSet, rounds: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", help="folder of photographs; default: the built-in sample's")
+    parser.add_argument(
+        "--root", help="folder or s3:// URI of photographs; default: the built-in sample"
+    )
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--steps", type=int, default=96)

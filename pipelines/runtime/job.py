@@ -23,6 +23,7 @@ from typing import Any
 from dri_iqa import storage
 from dri_iqa.config import ConfigError, to_dict
 from pipelines.runtime import config as configuration
+from pipelines.runtime.buckets import check_bucket
 from pipelines.runtime.config import JobConfig
 from pipelines.runtime.console import Console, duration
 
@@ -51,6 +52,7 @@ class Job:
         self.identity = configuration.digest(_identity(config))
         self.name = config.run or f"{config.job}-{config.data.name}-{self.identity[:8]}"
         self.directory = storage.join(self.output, "jobs", self.name)
+        check_bucket(self.output)
         storage.check_writable(self.directory)
 
     @contextlib.contextmanager
