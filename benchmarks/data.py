@@ -53,7 +53,7 @@ class Pass:
     first_batch_s: float
     """From asking for the stream to its first batch: processes start and import meanwhile."""
     samples_per_s: float
-    """From the first batch to the last."""
+    """After a warm-up, in which all processes have started."""
     waits: dict[str, float] = field(default_factory=dict)
 
 
@@ -75,12 +75,15 @@ def batches_of(source: Source, preset: str, epochs: int, batch: int | None = Non
     )
 
 
-def timed(stream: Iterator[Batch], batch: int) -> Pass:
+def timed(stream: Iterator[Batch], batch: int, warm_up: int) -> Pass:
     begun = time.perf_counter()
     next(stream)
     first = time.perf_counter()
+    for _ in range(warm_up):
+        next(stream)
+    warm = time.perf_counter()
     count = sum(1 for _ in stream)
-    return Pass(first - begun, count * batch / (time.perf_counter() - first))
+    return Pass(first - begun, count * batch / (time.perf_counter() - warm))
 
 
 def waits(text: str) -> dict[str, float]:
@@ -100,12 +103,13 @@ def measure_stream(source: Source, preset: str, processes: int, steps: int, roun
     batch = batches.schedule.batch_size
     found: dict[str, list[Pass]] = {"loader": [], "ray": []}
     for _ in range(rounds):
-        found["loader"].append(timed(loader_stream(batches, 0, steps, processes=processes), batch))
+        stream = loader_stream(batches, 0, steps, processes=processes)
+        found["loader"].append(timed(stream, batch, steps // 5))
         told: list[str] = []
         stream = ray_stream(
             batches, 0, steps, cpus_per_process=1.0, max_processes=processes, report=told.append
         )
-        found["ray"].append(timed(stream, batch))
+        found["ray"].append(timed(stream, batch, steps // 5))
         found["ray"][-1].waits = waits(told[0])
     speed = {name: statistics.median(p.samples_per_s for p in some) for name, some in found.items()}
     return {
@@ -261,9 +265,9 @@ def main() -> None:
     )
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--steps", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=150, help="1x of the memory measurement")
+    parser.add_argument("--steps", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--images", type=int, default=480, help="1x of the memory measurement")
     parser.add_argument("--parts", nargs="+", default=["stream", "memory", "ingest"])
     options = parser.parse_args()
     pin_threads()
