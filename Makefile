@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The object store that tests run against (OpenStack Swift) has an environment of its own.
+S3 := .venv-s3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The science runs on the cores it was given; libraries that spawn a thread per core on top only slow it down.
 export OMP_NUM_THREADS ?= 2
 ARGS ?=
 
-.PHONY: help env run test test-gpu lint types bench submit clean
+.PHONY: help env run test test-gpu lint types bench bench-data submit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,10 +24,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipelines,sample,xlsx,dev]'
 	@touch $(READY)
 
+$(S3)/.ready: tests/servers/swift/requirements.txt
+	test -x $(S3)/bin/python || $(PYTHON) -m venv $(S3)
+	$(S3)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=..." for your own
 	$(BIN)/python pipelines/full.py $(ARGS)
 
-test: $(READY)  ## all tests that need neither an accelerator nor hours
+test: $(READY) $(S3)/.ready  ## all tests that need neither an accelerator nor hours
 	$(BIN)/python -m pytest -m "not gpu and not hours" $(ARGS)
 
 test-gpu: $(READY)  ## the tests that need an accelerator
@@ -41,8 +48,11 @@ types: $(READY)  ## pyright on the package and the pipelines
 bench: $(READY)  ## what the numbers in docs/ come from
 	$(BIN)/python benchmarks/degradations.py $(ARGS)
 
+bench-data: $(READY)  ## Ray Data against a DataLoader, memory, ingest; one JSON object
+	$(BIN)/python benchmarks/data.py $(ARGS)
+
 submit: $(READY)  ## submit the main job to the running cluster that RAY_ADDRESS names
 	$(BIN)/ray job submit --working-dir . -- python pipelines/full.py $(ARGS)
 
 clean:  ## remove the environment and caches; runs/ (data, models, registry) is kept
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(S3) build dist *.egg-info .pytest_cache .ruff_cache

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from collections import Counter
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -28,68 +25,67 @@ def check(
     root: Annotated[
         str | None, typer.Argument(help="Its folder or s3:// URI; the built-in sample has none.")
     ] = None,
+    group_scenes: Annotated[
+        bool, typer.Option("--group-scenes", help="Find near-duplicate photographs as well.")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(help="With --group-scenes: a CSV file for the labels with their scenes."),
+    ] = None,
 ) -> None:
-    """Verify a data set: counts, missing files, score range, duplicates by content."""
+    """Verify a data set: counts, missing and surplus files, scores, duplicates by content, scenes."""
+    from dri_iqa import storage
+    from dri_iqa.data.check import check_dataset, largest_scenes, scene_table
     from dri_iqa.data.datasets import read_dataset
 
+    if out and not group_scenes:
+        raise ValueError("--out needs --group-scenes\nAdd --group-scenes.")
     dataset = read_dataset(name, root)
-    records = dataset.records
-    missing = [r.name for r in records if r.data is None and r.size is None]
-    scores = [r.score for r in records if r.score is not None]
-    unscored = [r.name for r in records if scores and not _finite(r.score)]
-    present = [r for r in (*records, *dataset.references) if r.data is not None or r.size]
-    copies = _copies(with_progress(_digests(dataset.root or "", present), len(present)))
-    crossing = [names for names, groups in copies if len(groups) > 1]
-
+    found = check_dataset(dataset, scenes=group_scenes, passing=with_progress)
     table = Table(
         "check",
         "found",
         title=f"{dataset.name}: {dataset.root or 'built in'}",
         title_justify="left",
     )
-    table.add_row("images", f"{len(records)}")
-    table.add_row("references", f"{len(dataset.references)}")
-    table.add_row("groups (scenes or references)", f"{len({r.group for r in records})}")
+    table.add_row("images", _of(found.images, dataset.whole))
+    table.add_row("references", _of(found.references, dataset.whole_references))
+    table.add_row(
+        "groups (scenes or references)", f"{len({record.group for record in dataset.records})}"
+    )
     for field in ("subset", "split"):
-        counts = Counter(getattr(r, field) for r in records if getattr(r, field))
+        counts = Counter(getattr(r, field) for r in dataset.records if getattr(r, field))
         if counts:
             joined = ", ".join(f"{key} {count}" for key, count in sorted(counts.items()))
             table.add_row(f"{field}s", joined)
-    finite = [value for value in scores if _finite(value)]
-    if finite:
+    if found.span:
         direction = "higher" if dataset.higher_is_better else "lower"
-        span = f"{min(finite):.4g} to {max(finite):.4g}"
+        span = f"{found.span[0]:.4g} to {found.span[1]:.4g}"
         table.add_row("scores", f"{dataset.score_kind}, {span}, {direction} is better")
-    table.add_row("missing files", listed(missing))
-    table.add_row("missing or non-finite scores", listed(unscored))
-    table.add_row("identical files", listed([" = ".join(names) for names, _ in copies]))
-    table.add_row("identical across groups", listed([" = ".join(names) for names in crossing]))
+    if dataset.scale:
+        low, high = dataset.scale
+        table.add_row(f"scores outside {low:g} to {high:g}", listed(list(found.off_scale)))
+    table.add_row("missing files", listed(list(found.missing)))
+    table.add_row("surplus files", listed(list(found.surplus)))
+    table.add_row("missing or non-finite scores", listed(list(found.unscored)))
+    table.add_row("identical files", listed([" = ".join(names) for names in found.copies]))
+    table.add_row("identical across groups", listed([" = ".join(n) for n in found.crossing]))
+    if found.scenes is not None:
+        largest = ", ".join(map(str, largest_scenes(found.scenes)))
+        table.add_row("unreadable", listed(list(found.unreadable)))
+        table.add_row(
+            "scenes by content",
+            f"{len(set(found.scenes.values()))} of {len(found.scenes)} images, the largest: {largest}",
+        )
     if dataset.notes:
         table.add_row("note", dataset.notes)
     console().print(table)
-    if missing or unscored or crossing:
+    if out and found.scenes is not None:
+        storage.write_bytes(out, scene_table(dataset, found.scenes).encode())
+        console().print(f"{out}: labels with scenes; read it with data=csv data.options.file=...")
+    if found.faulty:
         raise typer.Exit(SOME_FAILED)
 
 
-def _finite(score: float | None) -> bool:
-    return score is not None and math.isfinite(score)
-
-
-def _digests(root: str, records: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
-    from dri_iqa import storage
-
-    for record in records:
-        data = record.data
-        if data is None:
-            data = storage.read_bytes(storage.join(root, record.path))
-        yield hashlib.sha256(data).hexdigest(), record.name, record.group
-
-
-def _copies(rows: Iterable[tuple[str, str, str]]) -> list[tuple[list[str], set[str]]]:
-    """Names and groups of the files that share their content."""
-    names: dict[str, list[str]] = defaultdict(list)
-    groups: dict[str, set[str]] = defaultdict(set)
-    for digest, name, group in rows:
-        names[digest].append(name)
-        groups[digest].add(group)
-    return [(names[digest], groups[digest]) for digest in names if len(names[digest]) > 1]
+def _of(count: int, whole: tuple[int, ...]) -> str:
+    return f"{count}" + (f" of {' or '.join(map(str, whole))}" if whole else "")

@@ -54,15 +54,8 @@ def decode(data: bytes, *, exif_transpose: bool = False) -> np.ndarray:
         ImageError: "empty", "not an image", "truncated", "decompression bomb (...)",
             "corrupt (...)" or "unsupported pixels (...)".
     """
-    if not data:
-        raise ImageError("empty")
-    if _cut_short(data):
-        raise ImageError("truncated")
-    image = _open(data)
-    if image.width * image.height > MAX_PIXELS:
-        raise _bomb(image.width * image.height)
+    image = _loaded(data)
     try:
-        image.load()
         if exif_transpose:
             image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
@@ -70,8 +63,25 @@ def decode(data: bytes, *, exif_transpose: bool = False) -> np.ndarray:
         raise
     except MemoryError:
         raise ImageError(f"out of memory ({image.width}x{image.height})") from None
-    except Exception as error:  # Pillow's plugins raise almost anything on hostile bytes
+    except Exception as error:
         raise ImageError(_reason(error)) from None
+
+
+def probe(data: bytes) -> tuple[int, int]:
+    """(height, width) of an image that `decode` accepts, for less where it is a JPEG.
+
+    A JPEG's whole scan is read, which is where files are broken, but only an eighth of each side is
+    reconstructed.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        height, width = decode(data).shape[:2]
+        return height, width
+    size: list[int] = []
+    _loaded(data, size)
+    return size[1], size[0]
 
 
 def content_digest(image_HWC: np.ndarray) -> bytes:
@@ -101,6 +111,27 @@ def resize(image_HWC: np.ndarray, width: int, height: int) -> np.ndarray:
     """Bilinear resize of a uint8 image, with averaging where it shrinks (Pillow's definition)."""
     source = Image.fromarray(np.ascontiguousarray(image_HWC))
     return np.array(source.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _loaded(data: bytes, size: list[int] | None = None) -> Image.Image:
+    """The decoded image; where `size` is given, a small version, and width and height go there."""
+    if not data:
+        raise ImageError("empty")
+    if _cut_short(data):
+        raise ImageError("truncated")
+    image = _open(data)
+    if image.width * image.height > MAX_PIXELS:
+        raise _bomb(image.width * image.height)
+    try:
+        if size is not None:
+            size += image.size
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
+    except MemoryError:
+        raise ImageError(f"out of memory ({image.width}x{image.height})") from None
+    except Exception as error:  # Pillow's plugins raise almost anything on hostile bytes
+        raise ImageError(_reason(error)) from None
+    return image
 
 
 @lru_cache(maxsize=1)

@@ -4,22 +4,17 @@ Endpoint, region and credentials of object stores come from the standard AWS var
 profile, or the machine's role) and from nowhere else: a URI that carries a secret is refused, and
 messages are cleaned of every credential that the environment holds before they leave this file.
 
-Requests to object stores are repeated after 5xx answers, timeouts and short reads, with exponential
-backoff and full jitter, and every repetition is logged and counted (`retries()`). Pyarrow's own
-retries are switched off for that reason; the file system that `filesystem` hands out to other
-libraries keeps them.
+Requests to object stores are repeated (`dri_iqa.retrying`), logged and counted. Pyarrow's own retries
+are switched off for that reason; the file system that `filesystem` hands out to other libraries
+keeps them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import logging
 import os
-import random
-import re
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,32 +26,19 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-T = TypeVar("T")
-log = logging.getLogger(__name__)
+from dri_iqa.retrying import REMOTE_ADVICE, SECRETS, ShortReadError, with_retries
+from dri_iqa.retrying import StorageError as StorageError
+from dri_iqa.retrying import add_retries as add_retries
+from dri_iqa.retrying import is_remote as is_remote
+from dri_iqa.retrying import redact as redact
+from dri_iqa.retrying import retries as retries
 
-ATTEMPTS = 8
-"""Times a request is tried before its error is raised."""
-BACKOFF_S = 0.2
-"""Longest first pause; each further one may be twice as long, up to `MAX_PAUSE_S`."""
-MAX_PAUSE_S = 10.0
+T = TypeVar("T")
+
+STALL_S = 10.0
+"""A connection that moves no byte for this long has failed (libcurl's low-speed time)."""
 
 _TEMPORARY = ".tmp-"
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
-_PERMANENT = re.compile(
-    r"HTTP status (?!408|429)4\d\d|ACCESS_DENIED|NO_SUCH_BUCKET|RESOURCE_NOT_FOUND"
-    r"|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|MISSING_AUTHENTICATION"
-    r"|NoSuchBucket|AccessDenied|Path does not exist|[Bb]ucket .* not found"
-)
-_count = 0
-_count_lock = threading.Lock()
-
-
-class StorageError(ValueError):
-    """A place that cannot be read or written; two lines: what happened, what to do next."""
-
-
-class ShortReadError(OSError):
-    """Fewer bytes arrived than the store announced; worth another try."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +48,6 @@ class FileStat:
     uri: str
     size: int
     modified_ns: int
-
-
-def is_remote(uri: str) -> bool:
-    """Whether a URI names an object store."""
-    return uri.startswith("s3://")
 
 
 def join(uri: str, *parts: str) -> str:
@@ -89,11 +66,6 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         StorageError: an unknown scheme, or credentials inside the URI.
     """
     return _filesystem(uri, attempts=5)
-
-
-def retries() -> int:
-    """Requests repeated by this process so far."""
-    return _count
 
 
 def exists(uri: str) -> bool:
@@ -141,21 +113,34 @@ def write_bytes(uri: str, data: bytes, *, verify: bool = False) -> None:
     """
     system, path = _filesystem(uri)
     if isinstance(system, fs.LocalFileSystem):
-        _retry(lambda: _write_local(Path(path), data), "write", uri)
+        with_retries(lambda: _write_local(Path(path), data), "write", uri)
         return
 
-    def write() -> None:
+    def upload() -> None:
         with system.open_output_stream(path) as stream:
             stream.write(data)
-        stored = system.get_file_info(path).size
-        if stored != len(data):
-            raise ShortReadError(f"{stored} of {len(data)} bytes were stored")
-        if verify:
-            with system.open_input_file(path) as stream:
-                if stream.read() != data:
-                    raise ShortReadError("the stored bytes differ")
 
-    _retry(write, "write", uri)
+    def write() -> None:
+        # Each request has attempts of its own; only wrong content makes a whole new upload.
+        with_retries(upload, "write", uri)
+        if (stored := size(uri)) != len(data):
+            raise ShortReadError(f"{stored} of {len(data)} bytes were stored")
+        if verify and read_bytes(uri) != data:
+            raise ShortReadError("the stored bytes differ")
+
+    with_retries(write, "write", uri)
+
+
+def upload_directory(folder: Path, uri: str) -> None:
+    """Copy a local folder's files below a URI in pieces, and compare the digest of what arrived.
+
+    Pyarrow's own `copy_files` returns as if all was well when a store refuses its uploads.
+
+    Raises:
+        StorageError: the store refused or kept failing.
+    """
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _upload(file, join(uri, file.relative_to(folder).as_posix()))
 
 
 def sha256(uri: str) -> str:
@@ -190,7 +175,7 @@ def with_file(uri: str, action: Callable[[pa.NativeFile], T]) -> T:
         with system.open_input_file(path) as stream:
             return action(stream)
 
-    return _retry(run, "read", uri)
+    return with_retries(run, "read", uri)
 
 
 def stat_files(uri: str, *, recursive: bool = True) -> list[FileStat]:
@@ -200,7 +185,7 @@ def stat_files(uri: str, *, recursive: bool = True) -> list[FileStat]:
     """
     system, path = _filesystem(uri)
     selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
-    infos = _retry(lambda: system.get_file_info(selector), "list", uri)
+    infos = with_retries(lambda: system.get_file_info(selector), "list", uri)
     root = path.rstrip("/")
     found = [
         FileStat(join(uri, info.path[len(root) :]), info.size, info.mtime_ns or 0)
@@ -223,9 +208,10 @@ def delete(uri: str) -> None:
         for item in stat_files(uri):  # not every S3 server knows the bulk delete request
             delete(item.uri)
     elif kind == fs.FileType.Directory:
-        _retry(lambda: system.delete_dir(path), "delete", uri)
+        with_retries(lambda: system.delete_dir(path), "delete", uri)
     elif kind == fs.FileType.File:
-        _retry(lambda: system.delete_file(path), "delete", uri)
+        with contextlib.suppress(FileNotFoundError):  # an attempt whose answer was lost did it
+            with_retries(lambda: system.delete_file(path), "delete", uri)
 
 
 def read_json(uri: str) -> Any:
@@ -260,21 +246,8 @@ def check_writable(uri: str) -> None:
         reason = str(error).splitlines()[0]
         raise StorageError(
             f"cannot write to {uri}: {reason.removeprefix(f'cannot write {probe}: ')}\n"
-            + (
-                "Check the bucket, AWS_ENDPOINT_URL and the AWS credentials."
-                if is_remote(uri)
-                else "Choose a directory that you may write to."
-            )
+            + (REMOTE_ADVICE if is_remote(uri) else "Choose a directory that you may write to.")
         ) from None
-
-
-def redact(text: str) -> str:
-    """Text without the values of the credentials that the environment holds."""
-    for name in _SECRETS:
-        secret = os.environ.get(name, "")
-        if len(secret) >= 4:
-            text = text.replace(secret, f"<{name}>")
-    return text
 
 
 def _filesystem(uri: str, attempts: int = 1) -> tuple[fs.FileSystem, str]:
@@ -294,15 +267,15 @@ def _filesystem(uri: str, attempts: int = 1) -> tuple[fs.FileSystem, str]:
     if parts.scheme == "s3" and parts.netloc:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        identity = tuple(os.environ.get(name) for name in _SECRETS)
-        system = _s3(os.getpid(), endpoint, region, hash(identity), attempts)
+        identity = tuple(os.environ.get(name) for name in SECRETS)
+        system = _s3(os.getpid(), endpoint, region, hash(identity), attempts, STALL_S)
         return system, (parts.netloc + parts.path).rstrip("/")
     raise StorageError(f"cannot use {uri}\nGive a local path, file:///path or s3://bucket/key.")
 
 
 @lru_cache(maxsize=16)
 def _s3(
-    process: int, endpoint: str, region: str | None, identity: int, attempts: int
+    process: int, endpoint: str, region: str | None, identity: int, attempts: int, stall_s: float
 ) -> fs.FileSystem:
     """One client for each setting of the environment (a forked process makes its own)."""
     del process, identity
@@ -315,15 +288,16 @@ def _s3(
     return fs.S3FileSystem(
         region=region,
         connect_timeout=10,
-        request_timeout=30,
+        request_timeout=stall_s,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        allow_delayed_open=True,  # a file that fits one buffer is one request, not three
         **options,
     )
 
 
 def _info(uri: str) -> fs.FileInfo:
     system, path = _filesystem(uri)
-    return _retry(lambda: system.get_file_info(path), "look up", uri)
+    return with_retries(lambda: system.get_file_info(path), "look up", uri)
 
 
 def _write_local(path: Path, data: bytes) -> None:
@@ -342,39 +316,19 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
 
 
-def _retry(action: Callable[[], T], verb: str, uri: str) -> T:
-    """Run a request; repeat it where the store, not the caller, is at fault."""
-    global _count
-    attempt = 1
-    while True:
-        try:
-            return action()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no such file: {uri}") from None
-        except OSError as error:
-            message = redact(" ".join(str(error).split()))
-            if not is_remote(uri) or isinstance(error, PermissionError):
-                final = True
-            else:
-                final = bool(_PERMANENT.search(message)) or attempt >= ATTEMPTS
-            if final:
-                raise StorageError(
-                    f"cannot {verb} {uri}: {message[:300]}\n" + _advice(uri, attempt)
-                ) from None
-            with _count_lock:
-                _count += 1
-            # The pause decides no result, so it may come from the system's own randomness.
-            pause = random.SystemRandom().uniform(
-                0, min(MAX_PAUSE_S, BACKOFF_S * 2 ** (attempt - 1))
-            )
-            log.warning("retry %d of %s %s in %.2f s: %s", attempt, verb, uri, pause, message[:120])
-            time.sleep(pause)
-            attempt += 1
+def _upload(file: Path, uri: str) -> None:
+    system, path = _filesystem(uri)
 
+    def copy() -> str:
+        digest = hashlib.sha256()
+        with file.open("rb") as source, system.open_output_stream(path) as target:
+            while piece := source.read(8 << 20):
+                digest.update(piece)
+                target.write(piece)
+        return digest.hexdigest()
 
-def _advice(uri: str, attempt: int) -> str:
-    if not is_remote(uri):
-        return "Check the path, its permissions and the free space."
-    if attempt >= ATTEMPTS:
-        return f"The store failed {attempt} times; check that it is reachable and start again."
-    return "Check the bucket, AWS_ENDPOINT_URL and the AWS credentials."
+    def write() -> None:
+        if with_retries(copy, "write", uri) != sha256(uri):
+            raise ShortReadError("the stored bytes differ")
+
+    with_retries(write, "write", uri)

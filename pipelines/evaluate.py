@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import ray
 
 from dri_iqa import storage
 from dri_iqa.data.batches import Source
@@ -20,6 +19,7 @@ from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.runtime.fit import Inputs, untrained_bundle
 from pipelines.runtime.job import Job, Result, main
+from pipelines.runtime.tasks import run_tasks
 from pipelines.train import train
 
 
@@ -90,17 +90,14 @@ def score_ids(
 ) -> pd.DataFrame:
     """Scores of ingested images by Ray tasks; a score depends on pixels only, not on how the ids are dealt."""
     crops = job.config.evaluate.crops
-    task = ray.remote(num_cpus=min(1.0, job.plan.total_cpus), max_retries=3)(_score_chunk)
     chunks = max(1, min(len(ids), int(4 * job.plan.total_cpus)))
-    running = [
-        task.remote(bundle, source, part.tolist(), crops)
-        for part in np.array_split(np.array(ids), chunks)
+    calls = [
+        (bundle, source, part.tolist(), crops) for part in np.array_split(np.array(ids), chunks)
     ]
-    tables, total = [], len(running)
-    while running:
-        done, running = ray.wait(running, num_returns=1)
-        tables += ray.get(done)
-        meter.update(len(tables), total)
+    tables: list[pd.DataFrame] = []
+    for table in run_tasks(_score_chunk, calls, cpus=min(1.0, job.plan.total_cpus)):
+        tables.append(table)
+        meter.update(len(tables), len(calls))
     return pd.concat(tables).sort_index()
 
 

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
-
-import ray
 
 from dri_iqa import storage
 from dri_iqa.data.datasets import read_dataset
-from dri_iqa.data.manifest import Manifest, publish
+from dri_iqa.data.manifest import Manifest, ShardReader, publish
 from dri_iqa.data.records import DataError
-from dri_iqa.data.shards import ShardPlan, ShardResult, plan_shards, write_shard
+from dri_iqa.data.shards import ShardResult, plan_shards, write_shard
 from dri_iqa.data.splits import Split, make_splits, official_split, save_splits
+from dri_iqa.data.summary import CONTACT_SHEET, contact_sheet, summary
 from pipelines.runtime.config import digest
-from pipelines.runtime.console import Meter
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, main
+from pipelines.runtime.tasks import run_tasks
 
 
 def ingest(job: Job) -> Result:
     """Both data sets of a job; returns `inputs` (see `Inputs`) and `counts`."""
     data = job.config.data
     scored = _ingest(job, data.name, data.root, data.limit, data.options, clean=False)
-    # The sample's clean photographs are those that its scored part trains on, however that is split.
-    alike = data.options if data.clean.name == data.name == "sample" else {}
-    clean = _ingest(job, data.clean.name, data.clean.root, data.clean.limit, alike, clean=True)
+    clean_options = {"exclude": data.clean.exclude} if data.clean.exclude else {}
+    if data.clean.name == data.name == "sample":
+        # Its clean photographs are those that its scored part trains on, however that is split.
+        clean_options |= data.options
+    clean = _ingest(
+        job, data.clean.name, data.clean.root, data.clean.limit, clean_options, clean=True
+    )
     split = make_split(job, scored)
     uri = storage.join(scored.directory, f"split-{split.digest[:12]}.json")
     save_splits(uri, [split])
@@ -41,12 +46,7 @@ def ingest(job: Job) -> Result:
     )
     parts = {part: len(getattr(split, part)) for part in ("train", "val", "test")}
     counts = {"scored": scored.counts | parts, "clean": clean.counts}
-    job.console.say(
-        f"    {data.name}: {scored.counts['images']} images with {scored.score_kind} scores in "
-        f"{scored.counts['groups']} references or scenes -> "
-        + ", ".join(f"{n} {p}" for p, n in parts.items())
-    )
-    job.console.say(f"    clean ({data.clean.name}): {clean.counts['images']} images for stage 1")
+    _show(job, [scored, clean], parts)
     job.tracker.json(job.name, asdict(inputs) | {"counts": counts}, "inputs.json")
     return {"inputs": asdict(inputs), "counts": counts, "score_kind": scored.score_kind}
 
@@ -56,11 +56,31 @@ def make_split(job: Job, scored: Manifest) -> Split:
     table = scored.images().to_pydict()
     ids, groups, parts = table["image_id"], table["group"], table["split"]
     data = job.config.data
-    if {"train", "val", "test"} <= set(parts):
-        return official_split(ids, groups, parts)
+    if data.split == "official" or (data.split == "auto" and {"train", "test"} <= set(parts)):
+        return official_split(ids, groups, parts, seed=data.split_seed, val=data.val_fraction)
     return make_splits(
         ids, groups, seed=data.split_seed, train=1 - data.test_fraction, val=data.val_fraction
     )
+
+
+def _show(job: Job, manifests: list[Manifest], parts: dict[str, int]) -> None:
+    """A table and a picture of what was ingested."""
+    scored, clean = (summary(manifest) for manifest in manifests)
+    scored["split"] = ", ".join(f"{count} {part}" for part, count in parts.items())
+    job.console.table(
+        "Ingested",
+        ["", f"scored: {manifests[0].name}", f"clean: {manifests[1].name}"],
+        [[name, scored.get(name, ""), clean.get(name, "")] for name in scored],
+    )
+    for role, manifest in zip(("scored", "clean"), manifests, strict=True):
+        uri = storage.join(manifest.directory, CONTACT_SHEET)
+        picture = contact_sheet(ShardReader(manifest, verify_shards=False))
+        storage.write_bytes(uri, picture)
+        job.console.say(f"    {role} images: {uri}")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{role}_{CONTACT_SHEET}"
+            file.write_bytes(picture)
+            job.tracker.file(job.name, str(file))
 
 
 def _ingest(
@@ -75,12 +95,14 @@ def _ingest(
     data = job.config.data
     if name == "sample":
         options = {**options, "part": "clean" if clean else "scored"}
-    identity = digest([name, root and os.path.abspath(root), limit, options, data.sub_image, clean])
+    if root and not storage.is_remote(root):
+        root = os.path.abspath(root)
+    own = [data.sub_image, job.config.seed] if clean else []  # what clean shards depend on as well
+    identity = digest([name, root, limit, options, data.rows_per_shard, clean, *own])
     directory = storage.join(job.output, "data", f"{name}-{identity}")
     if name == "sample" and storage.exists(storage.join(directory, "manifest.json")):
-        return Manifest.load(
-            directory
-        )  # its pixels are computed: nothing outside could have changed
+        # Its pixels are computed: nothing outside could have changed.
+        return Manifest.load(directory)
     dataset = read_dataset(name, root, limit=limit, **options)
     if not clean and dataset.score_kind == "none":
         raise DataError(
@@ -93,26 +115,12 @@ def _ingest(
         seed=job.config.seed,
     )
     with job.console.progress(f"{name} -> shards") as meter:
-        results = write_shards(plans, directory, job.plan.cpus_per_data_task, meter)
+        calls = [(plan, directory) for plan in plans]
+        results: list[ShardResult] = []
+        for result in run_tasks(write_shard, calls, cpus=job.plan.cpus_per_data_task):
+            results.append(result)
+            meter.update(len(results), len(plans), f"{len(results)}/{len(plans)} shards")
     return publish(directory, dataset, results, max_bad=data.max_bad)
-
-
-def write_shards(
-    plans: list[ShardPlan], directory: str, cpus: float, meter: Meter
-) -> list[ShardResult]:
-    """Write all shards with Ray tasks; what an earlier run has written is left as it is."""
-    write = ray.remote(num_cpus=cpus, max_retries=3)(write_shard)
-    waiting = list(reversed(plans))
-    running: list[Any] = []
-    results: list[ShardResult] = []
-    at_most = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
-    while waiting or running:
-        while waiting and len(running) < at_most:
-            running.append(write.remote(waiting.pop(), directory))
-        done, running = ray.wait(running, num_returns=1)
-        results += ray.get(done)
-        meter.update(len(results), len(plans), f"{len(results)}/{len(plans)} shards")
-    return results
 
 
 def steps(job: Job) -> None:
@@ -121,7 +129,7 @@ def steps(job: Job) -> None:
     with job.connect():
         result = job.step("ingest", "ingest", lambda: ingest(job))
     rows = [[name, uri] for name, uri in result["inputs"].items()]
-    job.console.table("Ingested", ["what", "where"], rows)
+    job.console.table("Where it lies", ["what", "where"], rows)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from dri_iqa import storage
 from dri_iqa.config import ConfigError
@@ -16,6 +14,7 @@ from dri_iqa.data.records import DataError
 from dri_iqa.images import EXTENSIONS
 from pipelines.runtime.config import digest
 from pipelines.runtime.job import Job, Result, main
+from pipelines.runtime.tasks import run_tasks
 
 FILES_PER_PART = 256
 SCHEMA = pa.schema(
@@ -44,18 +43,19 @@ def score(job: Job) -> Result:
     parts = [
         files[start : start + FILES_PER_PART] for start in range(0, len(files), FILES_PER_PART)
     ]
-    task = ray.remote(num_cpus=min(1.0, job.plan.total_cpus), max_retries=3)(_score_part)
-    waiting = [(storage.join(config.output, _part_name(model, part, job)), part) for part in parts]
-    running: list[Any] = []
+    calls = [
+        (
+            model,
+            part,
+            storage.join(config.output, _part_name(model, part, job)),
+            job.config.evaluate.crops,
+        )
+        for part in parts
+    ]
     done: list[dict[str, int]] = []
-    waiting.reverse()
     with job.console.progress(f"{len(files)} images") as meter:
-        while waiting or running:
-            while waiting and len(running) < 2 * job.plan.total_cpus:
-                uri, part = waiting.pop()
-                running.append(task.remote(model, part, uri, job.config.evaluate.crops))
-            ready, running = ray.wait(running, num_returns=1)
-            done += ray.get(ready)
+        for result in run_tasks(_score_part, calls, cpus=min(1.0, job.plan.total_cpus)):
+            done.append(result)
             meter.update(sum(item["rows"] for item in done), len(files))
     rows, failed = (sum(item[name] for item in done) for name in ("rows", "failed"))
     return {"rows": rows, "failed": failed, "output": config.output, "model": model}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from dri_iqa.images import MAX_PIXELS, ImageError, decode, resize_short_side
+from dri_iqa.images import MAX_PIXELS, ImageError, decode, probe, resize_short_side
 
 RGB_HWC = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
 IMAGE = Image.fromarray(RGB_HWC)
@@ -184,3 +185,31 @@ def test_short_side_is_enlarged_and_never_shrunk() -> None:
     assert resize_short_side(np.zeros((1, 3, 3), np.uint8), 32).shape == (32, 96, 3)
     with pytest.raises(ImageError, match="too narrow"):
         resize_short_side(np.zeros((1, MAX_PIXELS // 100, 3), np.uint8), 32)
+
+
+def judged(judge: Callable[[bytes], tuple[int, ...]], data: bytes) -> tuple[int, ...] | str:
+    try:
+        return judge(data)[:2]
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "TIFF"])
+def test_a_probe_judges_as_the_decoder_does(form: str) -> None:
+    whole = encoded(SMOOTH.convert("L") if form == "GIF" else SMOOTH, form)
+    rng = np.random.default_rng(1)
+    cases = [whole, b"", whole[:50], whole[: len(whole) // 2], whole[:-1]]
+    for _ in range(150):  # broken in a random place
+        data = bytearray(whole)
+        start = int(rng.integers(len(data)))
+        data[start : start + 4] = rng.bytes(int(rng.integers(8)))
+        cases.append(bytes(data))
+    verdicts = [judged(lambda d: decode(d).shape, data) for data in cases]
+    assert [judged(probe, data) for data in cases] == verdicts
+    assert verdicts[0] == (50, 60)
+    assert any(isinstance(verdict, str) for verdict in verdicts[5:])
+
+
+def test_a_probe_of_odd_jpegs() -> None:
+    for image in (SMOOTH.convert("CMYK"), SMOOTH.convert("L"), SMOOTH.resize((3, 500))):
+        assert probe(encoded(image, "JPEG")) == (image.height, image.width)

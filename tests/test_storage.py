@@ -1,18 +1,16 @@
-"""Storage: paths, atomic writes, messages without secrets, and a store that fails on the way."""
+"""Storage: paths, atomic writes, messages without secrets, and a real object store that fails on the way."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from dri_iqa import storage
+from dri_iqa import retrying, storage
+from tests.servers.faulty_proxy import FaultyProxy
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
 
@@ -121,168 +119,112 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     assert SECRET not in str(caught.value)
 
 
-class FaultyStore(BaseHTTPRequestHandler):
-    """A few requests of the S3 protocol over a dict, with faults on demand."""
-
-    objects: dict[str, bytes]
-    faults: list[str]
-    requests: list[str]
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        del format, args
-
-    def _answer(self, status: int, body: bytes = b"", size: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if size is None else size))
-        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-        self.send_header("ETag", '"x"')
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _fault(self) -> bool:
-        length = int(self.headers.get("Content-Length") or 0)
-        self.body = self.rfile.read(length)
-        self.requests.append(self.command)
-        fault = self.faults.pop(0) if self.faults else ""
-        if fault == "503":
-            self._answer(503, b"<Error><Code>SlowDown</Code><Message>slow</Message></Error>")
-        elif fault == "403":
-            access = os.environ["AWS_ACCESS_KEY_ID"]
-            self._answer(
-                403, f"<Error><Code>AccessDenied</Code><Message>{access}</Message></Error>".encode()
-            )
-        elif fault == "drop":
-            self.close_connection = True
-        return bool(fault)
-
-    def _get(self) -> None:
-        if self._fault():
-            return
-        parts = urlsplit(self.path)
-        key = unquote(parts.path).strip("/")
-        if "list-type" in parts.query:
-            prefix = key + "/" + parse_qs(parts.query).get("prefix", [""])[0]
-            found = [name for name in self.objects if name.startswith(prefix)]
-            items = "".join(
-                f"<Contents><Key>{name.split('/', 1)[1]}</Key>"
-                f"<Size>{len(self.objects[name])}</Size>"
-                "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
-                for name in sorted(found)
-            )
-            body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>"
-            self._answer(200, body.encode())
-        elif key in self.objects:
-            data = self.objects[key]
-            if asked := self.headers.get("Range"):
-                first, last = asked.removeprefix("bytes=").split("-")
-                part = data[int(first) : int(last) + 1]
-                self._answer(206, part)
-            else:
-                self._answer(200, data, len(data))
-        else:
-            self._answer(404)
-
-    do_GET = do_HEAD = _get
-
-    def do_PUT(self) -> None:
-        if self._fault():
-            return
-        self.objects[unquote(urlsplit(self.path).path).strip("/")] = self.body
-        self._answer(200)
-
-    def do_DELETE(self) -> None:
-        if self._fault():
-            return
-        self.objects.pop(unquote(urlsplit(self.path).path).strip("/"), None)
-        self._answer(204)
-
-    def do_POST(self) -> None:
-        if self._fault():
-            return
-        key = unquote(urlsplit(self.path).path).strip("/")
-        if self.path.endswith("?uploads") or self.path.endswith("?uploads="):
-            self._answer(
-                200,
-                b"<InitiateMultipartUploadResult><UploadId>u</UploadId>"
-                b"</InitiateMultipartUploadResult>",
-            )
-        else:
-            self.objects[key] = self.objects.pop(key, b"")
-            self._answer(200, b"<CompleteMultipartUploadResult></CompleteMultipartUploadResult>")
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "BACKOFF_S", 0.001)
 
 
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FaultyStore]]:
-    handler = type("Store", (FaultyStore,), {"objects": {}, "faults": [], "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLEKEYID")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(storage, "BACKOFF_S", 0.001)
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_object_store_reads(store: type[FaultyStore]) -> None:
-    store.objects["bucket/dir/a.bin"] = bytes(range(256)) * 40
-    store.objects["bucket/dir/sub/b"] = b"bb"
-    assert storage.read_bytes("s3://bucket/dir/a.bin") == bytes(range(256)) * 40
-    assert storage.exists("s3://bucket/dir/a.bin")
-    assert storage.list_files("s3://bucket/dir") == [
-        "s3://bucket/dir/a.bin",
-        "s3://bucket/dir/sub/b",
+def test_object_store_round_trip(bucket: str) -> None:
+    root = f"{bucket}/a place"
+    data = os.urandom(100_000)
+    storage.write_bytes(f"{root}/dir/a.bin", data, verify=True)
+    storage.write_bytes(f"{root}/dir/sub/b", b"bb")
+    storage.write_json(f"{root}/c.json", {"x": [1]})
+    assert storage.read_bytes(f"{root}/dir/a.bin") == data
+    assert storage.sha256(f"{root}/dir/a.bin") == hashlib.sha256(data).hexdigest()
+    assert (storage.size(f"{root}/dir/a.bin"), storage.size(f"{root}/dir")) == (len(data), None)
+    assert storage.exists(f"{root}/dir")
+    assert storage.list_files(root) == [
+        f"{root}/c.json",
+        f"{root}/dir/a.bin",
+        f"{root}/dir/sub/b",
     ]
-    with pytest.raises(FileNotFoundError, match="no such file: s3://bucket/dir/none"):
-        storage.read_bytes("s3://bucket/dir/none")
+    assert storage.list_files(root, recursive=False) == [f"{root}/c.json"]
+    storage.write_bytes(f"{root}/dir/a.bin", b"new")
+    assert storage.read_bytes(f"{root}/dir/a.bin") == b"new"
+    storage.delete(f"{root}/dir")
+    storage.delete(f"{root}/dir")
+    assert storage.list_files(root) == [f"{root}/c.json"]
+    storage.check_writable(f"{root}/new")
+    assert storage.list_files(f"{root}/new") == []
+    with pytest.raises(FileNotFoundError, match=r"no such file: s3://test-\d+/a place/none"):
+        storage.read_bytes(f"{root}/none")
 
 
-def test_faults_are_ridden_out_logged_and_counted(
-    store: type[FaultyStore], caplog: pytest.LogCaptureFixture
+def test_large_files_arrive_in_parts(bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "state").write_bytes(os.urandom(12 << 20))
+    (tmp_path / "sub" / "small").write_bytes(b"x")
+    storage.upload_directory(tmp_path, f"{bucket}/checkpoint")
+    for name in ("state", "sub/small"):
+        assert storage.read_bytes(f"{bucket}/checkpoint/{name}") == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["503", "cut", "stall"])
+def test_every_fault_is_ridden_out_logged_and_counted(
+    bucket: str,
+    faulty: Callable[..., FaultyProxy],
+    kind: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store.objects["bucket/a"] = b"payload"
-    store.faults += ["503", "503", "503", "drop"]
+    # Reads are left hanging until the client gives up, writes until the connection is closed.
+    monkeypatch.setattr(storage, "STALL_S", 1.0)
+    proxy = faulty(rate=0.3, seed=3, kinds=(kind,), stall_s=2.0)
     before = storage.retries()
-    assert storage.read_bytes("s3://bucket/a") == b"payload"
-    assert storage.retries() - before == 3
-    assert sum("retry" in record.message for record in caplog.records) == 3
-    assert SECRET not in caplog.text
+    content = {f"{bucket}/{number}": os.urandom(20_000 + number) for number in range(3)}
+    for uri, data in content.items():
+        storage.write_bytes(uri, data, verify=True)
+    assert {uri: storage.read_bytes(uri) for uri in storage.list_files(bucket)} == content
+    assert proxy.faults >= 2
+    assert storage.retries() - before == proxy.faults
+    assert sum("retry" in record.message for record in caplog.records) == proxy.faults
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in caplog.text
 
 
-def test_a_store_that_keeps_failing(store: type[FaultyStore]) -> None:
-    store.objects["bucket/a"] = b"payload"
-    store.faults += ["503"] * 40
+def test_a_store_that_keeps_failing(bucket: str, faulty: Callable[..., FaultyProxy]) -> None:
+    proxy = faulty(rate=1.0, kinds=("503",))
     with pytest.raises(storage.StorageError, match="failed 8 times") as caught:
-        storage.read_bytes("s3://bucket/a")
+        storage.read_bytes(f"{bucket}/a")
     assert len(str(caught.value).splitlines()) == 2
-    assert len(store.requests) == storage.ATTEMPTS
+    assert proxy.seen["all"] == retrying.ATTEMPTS
 
 
-def test_a_refusal_is_final_and_names_no_credential(store: type[FaultyStore]) -> None:
-    store.objects["bucket/a"] = b"payload"
-    store.faults += ["403"] * 4
+def test_wrong_bytes_in_the_store_are_uploaded_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a proxy that altered the upload on its way."""
+    real, reads = storage.read_bytes, []
+
+    def once_wrong(uri: str) -> bytes:
+        reads.append(uri)
+        return real(uri) if len(reads) > 1 else real(uri)[:-1] + b"?"
+
+    monkeypatch.setattr(storage, "read_bytes", once_wrong)
+    before = storage.retries()
+    storage.write_bytes(f"{bucket}/a", b"payload", verify=True)
+    assert (len(reads), storage.retries() - before) == (2, 1)
+
+
+def test_a_refusal_is_final_and_names_no_credential(
+    bucket: str, faulty: Callable[..., FaultyProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = faulty(rate=0.0)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     with pytest.raises(storage.StorageError, match="AWS credentials") as caught:
-        storage.read_bytes("s3://bucket/a")
-    assert len(store.requests) == 1
-    assert "AKIAEXAMPLEKEYID" not in str(caught.value)
+        storage.read_bytes(f"{bucket}/a")
+    assert proxy.seen["all"] == 1
+    assert os.environ["AWS_ACCESS_KEY_ID"] not in str(caught.value)
     assert SECRET not in str(caught.value)
+    monkeypatch.undo()
 
 
-def test_writes_and_deletes_survive_faults(store: type[FaultyStore]) -> None:
-    store.faults += ["503", "", "503"]
-    storage.write_bytes("s3://bucket/dir/a", b"x" * 100_000, verify=True)
-    assert store.objects["bucket/dir/a"] == b"x" * 100_000
-    storage.delete("s3://bucket/dir/a")
-    assert "bucket/dir/a" not in store.objects
-    storage.check_writable("s3://bucket/dir")
+def test_a_bucket_that_is_not_there(bucket: str) -> None:
+    with pytest.raises(storage.StorageError) as caught:
+        storage.check_writable("s3://no-such-bucket/runs")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("cannot write to s3://no-such-bucket/runs: ")
+    assert "Check the bucket" in second
 
 
 def test_redact(monkeypatch: pytest.MonkeyPatch) -> None:

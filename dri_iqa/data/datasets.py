@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from dri_iqa import storage
 from dri_iqa.config import nearest
 from dri_iqa.data.readers.biq2021 import read_biq2021
 from dri_iqa.data.readers.csiq import read_csiq
@@ -16,7 +17,7 @@ from dri_iqa.data.readers.kadid import read_kadid10k
 from dri_iqa.data.readers.koniq import read_koniq10k
 from dri_iqa.data.readers.live import read_live, read_livec
 from dri_iqa.data.readers.pipal import read_pipal
-from dri_iqa.data.readers.pristine import read_div2k, read_flickr2k
+from dri_iqa.data.readers.pristine import read_df2k, read_div2k, read_flickr2k
 from dri_iqa.data.readers.spaq import read_spaq
 from dri_iqa.data.readers.tid2013 import read_tid2013
 from dri_iqa.data.records import DataError, DataSet, Record
@@ -38,12 +39,19 @@ READERS: dict[str, Callable[..., DataSet]] = {
     "spaq": read_spaq,
     "div2k": read_div2k,
     "flickr2k": read_flickr2k,
+    "df2k": read_df2k,
 }
 """Reader of every data set; all but `sample` take the root first, options by keyword."""
 
 
 def read_dataset(
-    name: str, root: str | None, *, limit: int | None = None, seed: int = 0, **options: Any
+    name: str,
+    root: str | None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    exclude: str | None = None,
+    **options: Any,
 ) -> DataSet:
     """The records of a data set; no image is opened.
 
@@ -53,6 +61,8 @@ def read_dataset(
         limit: largest number of images; whole groups are kept, spread over subsets and official
             splits in proportion, by a seeded draw.
         seed: of that draw, and of the built-in sample.
+        exclude: URI of a text file with one image a line (its name, or the end of its path) that is
+            left out, e.g. clean images that a test set's references come from.
         options: the reader's own options, e.g. `score_column` of csv.
 
     Raises:
@@ -78,6 +88,8 @@ def read_dataset(
     else:
         dataset = reader(root, **options)
     _check_found(dataset)
+    if exclude:
+        dataset = _without(dataset, exclude)
     return take(dataset, limit, seed)
 
 
@@ -119,6 +131,25 @@ def take(dataset: DataSet, limit: int | None, seed: int = 0) -> DataSet:
     used = {record.reference for record in records}
     references = tuple(record for record in dataset.references if record.name in used)
     return dataclasses.replace(dataset, records=records, references=references)
+
+
+def _without(dataset: DataSet, exclude: str) -> DataSet:
+    lines = storage.read_bytes(exclude).decode().splitlines()
+    names = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    found: set[str] = set()
+    kept: list[Record] = []
+    for record in dataset.records:
+        pieces = (record.path or record.name).split("/")
+        hit = names & {"/".join(pieces[start:]) for start in range(len(pieces))}
+        found |= hit
+        if not hit:
+            kept.append(record)
+    if missing := sorted(names - found):
+        raise DataError(
+            f"{dataset.name}: {exclude} names {len(missing)} images that are not there, for example"
+            f" {missing[0]}\nWrite one name, or the end of one path, a line."
+        )
+    return dataclasses.replace(dataset, records=tuple(kept))
 
 
 def _check_found(dataset: DataSet) -> None:

@@ -65,6 +65,14 @@ class DataSet:
     """Terms of use, as far as the data set states them."""
     notes: str = ""
     """What a user of the scores must know."""
+    whole: tuple[int, ...] = ()
+    """Numbers of images that a complete copy has (its parts may be optional); empty where unknown."""
+    whole_references: tuple[int, ...] = ()
+    """The same for references."""
+    scale: tuple[float, float] | None = None
+    """Range in which every score of the set lies."""
+    left_out: tuple[str, ...] = ()
+    """Images of the archive that are not used on purpose, by their path below the root."""
 
     def __post_init__(self) -> None:
         names = {record.name for record in self.references}

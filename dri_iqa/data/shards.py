@@ -11,11 +11,14 @@ Shape suffixes: H height, W width, C the three RGB channels.
 from __future__ import annotations
 
 import hashlib
-import io
+import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +27,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dri_iqa import storage
+from dri_iqa.data.cutting import png_bytes, sub_images
 from dri_iqa.data.records import DataError, DataSet, Record
-from dri_iqa.images import ImageError, decode
+from dri_iqa.images import ImageError, decode, probe
 from dri_iqa.seeds import Purpose, generator
 
 SCHEMA = pa.schema(
@@ -50,6 +54,10 @@ SCHEMA = pa.schema(
 _COMPRESSION = {name: "none" if name == "bytes" else "zstd" for name in SCHEMA.names}
 TILES = 4096
 """Ids reserved for the sub-images of one image where images are cut."""
+FETCH_AHEAD = 8
+"""Files of a bucket that one process has under way."""
+ROW_GROUPS_AT_ONCE = 16
+"""Row groups that are put together before they are written."""
 FORMAT = 1
 """Version of the layout; part of every plan's digest."""
 
@@ -222,15 +230,11 @@ def write_shard(plan: ShardPlan, directory: str) -> ShardResult:
         compression=_COMPRESSION,  # pyright: ignore[reportArgumentType]
         write_statistics=False,
     ) as writer:
-        group: list[dict[str, Any]] = []
-        for row in _rows(plan, quarantined):
-            group.append(row)
-            count += 1
-            if len(group) == plan.row_group_rows:
-                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
-                group = []
-        if group:
-            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+        rows = _rows(plan, quarantined)
+        while some := list(itertools.islice(rows, ROW_GROUPS_AT_ONCE * plan.row_group_rows)):
+            table = pa.Table.from_pylist(some, schema=SCHEMA)
+            writer.write_table(table, row_group_size=plan.row_group_rows)
+            count += len(some)
     data = sink.getvalue().to_pybytes() if count else b""
     info = ShardInfo(
         name=plan.name,
@@ -253,36 +257,6 @@ def write_shard(plan: ShardPlan, directory: str) -> ShardResult:
     return result
 
 
-def sub_images(height: int, width: int, side: int) -> list[tuple[int, int, int, int]]:
-    """Where a pristine image is cut: (top, left, height, width) of each part.
-
-    Parts lie side by side from the top left; what is left at the right and the bottom gets a part
-    of its own, flush with the border, where it is at least half a side, and is dropped otherwise
-    (the scheme of BasicSR's extract_subimages.py with step = size). An image that gives one part
-    only is kept whole.
-    """
-
-    def starts(length: int) -> list[int]:
-        if length <= side:
-            return [0]
-        found = list(range(0, length - side + 1, side))
-        if 2 * (length - found[-1] - side) >= side:
-            found.append(length - side)
-        return found
-
-    tops, lefts = starts(height), starts(width)
-    if len(tops) == len(lefts) == 1:
-        return [(0, 0, height, width)]
-    return [(top, left, min(side, height), min(side, width)) for top in tops for left in lefts]
-
-
-def png_bytes(image_HWC: np.ndarray) -> bytes:
-    """An RGB uint8 image as PNG."""
-    stream = io.BytesIO()
-    Image.fromarray(image_HWC).save(stream, "PNG", compress_level=3)
-    return stream.getvalue()
-
-
 def _resume(plan: ShardPlan, target: str, receipt: str) -> ShardResult | None:
     try:
         stored = storage.read_json(receipt)
@@ -298,17 +272,16 @@ def _resume(plan: ShardPlan, target: str, receipt: str) -> ShardResult | None:
 
 
 def _rows(plan: ShardPlan, quarantined: list[Quarantined]) -> Iterator[dict[str, Any]]:
-    for image_id, role, record in plan.rows:
+    for (image_id, role, record), source in _sources(plan):
         try:
             if plan.scored and role == "image":
                 _check_score(record)
-            data = _source(plan, record)
-            image_HWC = decode(data)
+            data = source()
+            height, width = probe(data)
             _check_zeroed(data)
-            height, width = image_HWC.shape[:2]
             if min(height, width) < plan.min_side:
                 raise ImageError(f"too small ({width}x{height}, at least {plan.min_side})")
-            parts = _parts(plan, role, data, image_HWC)
+            parts = _parts(plan, role, data, height, width)
             if len(parts) > TILES:
                 raise ImageError(f"too many sub-images ({len(parts)})")
         except (ImageError, FileNotFoundError) as error:
@@ -348,6 +321,25 @@ def _check_score(record: Record) -> None:
         raise ImageError("no score" if record.score is None else f"score is {record.score}")
 
 
+def _sources(
+    plan: ShardPlan,
+) -> Iterator[tuple[tuple[int, str, Record], Callable[[], bytes]]]:
+    """Every row and what gives its bytes; from a bucket some are fetched ahead, for their latency."""
+    if plan.root is None or not storage.is_remote(plan.root):
+        for row in plan.rows:
+            yield row, partial(_source, plan, row[2])
+        return
+    with ThreadPoolExecutor(FETCH_AHEAD) as pool:
+        waiting: deque[tuple[tuple[int, str, Record], Future[bytes]]] = deque()
+        for row in plan.rows:
+            waiting.append((row, pool.submit(_source, plan, row[2])))
+            if len(waiting) == FETCH_AHEAD:
+                first, future = waiting.popleft()
+                yield first, future.result
+        for first, future in waiting:
+            yield first, future.result
+
+
 def _source(plan: ShardPlan, record: Record) -> bytes:
     if record.data is not None:
         return record.data
@@ -366,21 +358,22 @@ def _check_zeroed(data: bytes) -> None:
 
 
 def _parts(
-    plan: ShardPlan, role: str, data: bytes, image_HWC: np.ndarray
+    plan: ShardPlan, role: str, data: bytes, height: int, width: int
 ) -> list[tuple[bytes, tuple[int, int]]]:
     """The encoded images that a file becomes, with (height, width)."""
-    height, width = image_HWC.shape[:2]
-    changed = False
-    if plan.short_side and min(height, width) > plan.short_side:
+    shrinks = bool(plan.short_side) and min(height, width) > (plan.short_side or 0)
+    cuts = plan.cut is not None and role == "image" and max(height, width) > plan.cut
+    if not shrinks and not cuts:
+        return [(data, (height, width))]
+    image_HWC = decode(data)
+    if shrinks and plan.short_side:
         scale = plan.short_side / min(height, width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = Image.fromarray(image_HWC).resize(size, Image.Resampling.BICUBIC)
-        image_HWC, (width, height), changed = np.array(picture), size, True
-    boxes = [(0, 0, height, width)]
-    if plan.cut and role == "image":
-        boxes = sub_images(height, width, plan.cut)
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC)
+        image_HWC = np.array(picture)
+    boxes = sub_images(height, width, plan.cut) if cuts and plan.cut else [(0, 0, height, width)]
     if len(boxes) == 1:
-        return [(png_bytes(image_HWC) if changed else data, (height, width))]
+        return [(png_bytes(image_HWC) if shrinks else data, (height, width))]
     return [
         (png_bytes(image_HWC[top : top + tall, left : left + wide]), (tall, wide))
         for top, left, tall, wide in boxes

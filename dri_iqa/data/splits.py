@@ -98,16 +98,44 @@ def make_splits(
     return _build(f"seed {seed}, split {index}", ids, groups, parts)
 
 
-def official_split(ids: Sequence[int], groups: Sequence[str], parts: Sequence[str | None]) -> Split:
+def official_split(
+    ids: Sequence[int],
+    groups: Sequence[str],
+    parts: Sequence[str | None],
+    *,
+    seed: int = 0,
+    val: float = 0.0,
+) -> Split:
     """The split that the data set itself names (or the built-in sample's); unnamed rows are left
     out.
 
+    Args:
+        ids: image ids.
+        groups: reference or scene of each of them.
+        parts: train, val, test or None of each of them.
+        seed: of the draw of a validation part.
+        val: where the data set names none, the share of its training groups that validate.
+
     Raises:
-        DataError: no row names a part, or a group lies in two parts.
+        DataError: no row is for training or none for testing, or a group lies in two parts.
     """
-    if not any(parts):
+    if not {"train", "test"} <= set(parts):
         raise DataError("the data set has no split of its own\nUse a seeded split instead.")
-    return _build("official", ids, groups, parts)
+    split = _build("official", ids, groups, parts)
+    if split.val or not val:
+        return split
+    training = [
+        (i, group) for i, group, part in zip(ids, groups, parts, strict=True) if part == "train"
+    ]
+    inner = make_splits(
+        [i for i, _ in training], [group for _, group in training], seed=seed, train=1 - val, val=0
+    )
+    return Split(
+        source=f"official, validation drawn with seed {seed}",
+        train=inner.train,
+        val=inner.test,
+        test=split.test,
+    )
 
 
 def check_disjoint(split: Split, groups: Mapping[int, str]) -> None:

@@ -123,10 +123,20 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
 
     A Ray started here ends with the block, and with this process should it be killed.
 
+    With `cluster=none` there is no Ray: what this process can do by itself is done here, see `streams` and `tasks`.
+
     Raises:
-        ClusterError: nothing answers at the address.
+        ClusterError: nothing answers at the address, or more than one process is asked for without a cluster.
     """
     quiet_libraries(verbose)
+    if config.kind == "none":
+        if config.workers != 1:
+            raise ClusterError(
+                f"cluster=none trains in this process, {config.workers} workers were asked for\n"
+                "set cluster.workers=1, or use cluster=local"
+            )
+        yield {"CPU": float(config.num_cpus or os.cpu_count() or 1), "GPU": _visible_gpus()}
+        return
     environment = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": os.environ.get(
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
@@ -179,6 +189,12 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
         yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
     finally:
         ray.shutdown()
+
+
+def _visible_gpus() -> float:
+    import torch
+
+    return float(torch.cuda.device_count())
 
 
 def free_port() -> int:

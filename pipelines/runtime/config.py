@@ -39,11 +39,13 @@ class CleanConfig(StrictConfig):
     """Clean photographs for stage 1 and for the auxiliary stream of stage 2."""
 
     name: str = "sample"
-    """Reader: `sample`, `folder`, `div2k`, `flickr2k`, …"""
+    """Reader: `sample`, `folder`, `div2k`, `flickr2k`, `df2k` (both)."""
     root: str | None = None
     """Folder or URI of the images; None for the built-in sample."""
     limit: int | None = None
     """At most this many images."""
+    exclude: str | None = None
+    """Text file with images to leave out, one a line, e.g. those that a test set's references come from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class DataConfig(StrictConfig):
     """Folder of the data set as distributed; None for the built-in sample."""
     limit: int | None = None
     """At most this many scored images; whole scenes are kept."""
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str | bool | int | float | None] = field(default_factory=dict)
     """Reader options, e.g. {image_column: file, score_column: mos} for `csv`."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     rows_per_shard: int = 512
@@ -65,6 +67,8 @@ class DataConfig(StrictConfig):
     """Largest share of unusable images before ingest stops."""
     sub_image: int = 480
     """Clean images larger than this are cut once into sub-images of this side; 0 keeps them whole."""
+    split: Literal["auto", "official", "random"] = "auto"
+    """The data set's own split where it has one (auto), only that, or a random one by reference or scene."""
     test_fraction: float = 0.2
     """Share of references or scenes held out for the test."""
     val_fraction: float = 0.1
@@ -79,8 +83,9 @@ class DataConfig(StrictConfig):
 class ClusterConfig(StrictConfig):
     """Where the job runs and what each part of it takes."""
 
-    kind: Literal["auto", "local", "attached"] = "auto"
-    """Start a Ray on this machine, or attach to a running cluster; auto attaches where RAY_ADDRESS is set."""
+    kind: Literal["auto", "local", "attached", "none"] = "auto"
+    """Start a Ray on this machine, attach to a running cluster, or debug in one process without Ray (none); auto
+    attaches where RAY_ADDRESS is set."""
     num_cpus: int | None = None
     """CPUs of the local Ray; None takes the cores of the machine."""
     workers: int = 1

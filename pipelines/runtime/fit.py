@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -131,11 +133,14 @@ def fit(
     resources = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
+    checkpoints = storage.join(output, "checkpoints")
+    system, place = storage.filesystem(checkpoints)
     trainer = TorchTrainer(
         _work,
         train_loop_config={
             "spec": asdict(spec),
             "target": storage.join(output, "models", spec.name),
+            "checkpoints": storage.join(checkpoints, spec.name),
             "journal": journal,
             "key": key,
             "threads": threads or plan.threads,
@@ -145,14 +150,16 @@ def fit(
             "untrained": untrained,
         },
         scaling_config=ScalingConfig(
-            num_workers=plan.workers,
+            # 0: in this process, without a cluster (`cluster=none`).
+            num_workers=plan.workers if ray.is_initialized() else 0,
             use_gpu=bool(plan.gpus_per_worker),
             resources_per_worker=resources,
         ),
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
         run_config=RunConfig(
             name=spec.name,
-            storage_path=storage.join(output, "checkpoints"),
+            storage_path=place,
+            storage_filesystem=system,
             callbacks=list(callbacks),
             failure_config=FailureConfig(
                 max_failures=plan.max_failures, controller_failure_limit=3
@@ -173,6 +180,7 @@ def _work(settings: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     import torch
 
+    from pipelines.runtime.checkpoints import upload_checkpoint
     from pipelines.runtime.journal import JournalWriter
     from pipelines.runtime.loop import train
     from pipelines.runtime.setups import SETUPS, export
@@ -191,10 +199,16 @@ def _work(settings: dict[str, Any]) -> None:
     if context.get_world_rank() == 0:
         training.journal = JournalWriter(settings["journal"])
         training.key = settings["key"]
+    if storage.is_remote(settings["checkpoints"]):
+        training.upload = partial(upload_checkpoint, settings["checkpoints"])
     before = storage.join(settings["target"], "untrained")
     if settings["untrained"] and context.get_world_rank() == 0 and not storage.exists(before):
         export(training.stage, spec, before, describe)
     history = train(training)
+    if storage.retries():
+        training.journal.post(
+            run=training.key, say=f"{storage.retries()} requests to storage were repeated"
+        )
     if context.get_world_rank() == 0:
         result = export(training.stage, spec, settings["target"], describe) | {"history": history}
         storage.write_json(storage.join(settings["target"], "result.json"), result)

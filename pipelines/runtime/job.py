@@ -23,6 +23,7 @@ from typing import Any
 from dri_iqa import storage
 from dri_iqa.config import ConfigError, to_dict
 from pipelines.runtime import config as configuration
+from pipelines.runtime.buckets import check_bucket
 from pipelines.runtime.config import JobConfig
 from pipelines.runtime.console import Console, duration
 
@@ -51,6 +52,7 @@ class Job:
         self.identity = configuration.digest(_identity(config))
         self.name = config.run or f"{config.job}-{config.data.name}-{self.identity[:8]}"
         self.directory = storage.join(self.output, "jobs", self.name)
+        check_bucket(self.output)
         storage.check_writable(self.directory)
 
     @contextlib.contextmanager
@@ -134,7 +136,10 @@ def run(job: str, steps: Callable[[Job], None], argv: list[str]) -> int:
         print(usage(job))
         return 0
     try:
-        steps(Job(configuration.compose(job, argv)))
+        work = Job(configuration.compose(job, argv))
+        steps(work)
+        if storage.retries():
+            work.console.say(f"{storage.retries()} requests to storage were repeated")
     except KeyboardInterrupt:
         _complain("interrupted", "start the same command again to go on from the last checkpoint")
         return 130

@@ -32,15 +32,21 @@ class _Records:
         return records
 
 
+# Without a cluster both ends live in this process.
+_HERE: dict[str, _Records] = {}
+
+
 class Journal:
     """The driver's end. Use `name` to find it from a worker."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._actor: Any = None
+        if not ray.is_initialized():
+            _HERE[name] = _Records()
+            return
         actor = ray.remote(num_cpus=0)(_Records)
-        self._actor: Any = actor.options(
-            name=name, namespace=NAMESPACE, get_if_exists=True
-        ).remote()
+        self._actor = actor.options(name=name, namespace=NAMESPACE, get_if_exists=True).remote()
         ray.get(self._actor.drain.remote())
 
     @contextlib.contextmanager
@@ -53,7 +59,7 @@ class Journal:
             while True:
                 last = stop.wait(POLL_S)
                 try:
-                    for record in ray.get(self._actor.drain.remote(), timeout=30):
+                    for record in self._drain():
                         handle(record)
                 except RayError:
                     pass  # the cluster is busy or going away; training itself will say so
@@ -73,8 +79,16 @@ class Journal:
         if failure:
             raise failure[0]
 
+    def _drain(self) -> list[Record]:
+        if self._actor is None:
+            return _HERE[self.name].drain()
+        return ray.get(self._actor.drain.remote(), timeout=30)
+
     def close(self) -> None:
         """End the actor, so that nothing stays behind on a shared cluster."""
+        if self._actor is None:
+            del _HERE[self.name]
+            return
         with contextlib.suppress(RayError):
             ray.kill(self._actor)
 
@@ -84,11 +98,14 @@ class JournalWriter:
 
     def __init__(self, name: str | None) -> None:
         self._actor = None
-        if name:
+        self._here = _HERE.get(name or "")
+        if name and self._here is None:
             with contextlib.suppress(ValueError, RayError):
                 self._actor = ray.get_actor(name, namespace=NAMESPACE)
 
     def post(self, **record: Any) -> None:
         """Append one record."""
-        if self._actor is not None:
+        if self._here is not None:
+            self._here.append(record)
+        elif self._actor is not None:
             self._actor.append.remote(record)

@@ -31,6 +31,7 @@ from dri_iqa.stages.base import Stage
 from pipelines.runtime.journal import JournalWriter
 
 Metrics = dict[str, float]
+Upload = Callable[[Checkpoint, str], Checkpoint]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROGRESS_S = 1.0
 # torch 2.15 renamed the switch, and warns about the old name.
@@ -61,6 +62,8 @@ class Training:
     key: str = ""
     """The run's key in the journal."""
     journal: JournalWriter = field(default_factory=lambda: JournalWriter(None))
+    upload: Upload | None = None
+    """How a checkpoint gets to where it is kept; None leaves it to Ray Train."""
 
 
 @dataclass
@@ -136,7 +139,7 @@ def train(training: Training) -> list[Metrics]:
                 )
         elif not optim.checkpoint_steps or progress.step % optim.checkpoint_steps:
             continue
-        _report(stage, optimizer, scaler, progress, rank)
+        _report(stage, optimizer, scaler, progress, rank, training.upload)
     return progress.history
 
 
@@ -235,6 +238,7 @@ def _report(
     scaler: torch.amp.GradScaler,
     progress: Progress,
     rank: int,
+    upload: Upload | None,
 ) -> None:
     """Checkpoint on rank 0; a barrier that every rank passes equally often."""
     latest = dict(progress.history[-1]) if progress.history else {"epoch": 0.0}
@@ -260,6 +264,7 @@ def _report(
             latest,
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_dir_name=f"step_{progress.step:08d}",
+            checkpoint_upload_fn=upload,
         )
 
 

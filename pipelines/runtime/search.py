@@ -20,7 +20,7 @@ from ray.tune.schedulers import ASHAScheduler
 from dri_iqa import storage
 from dri_iqa.config import OptimConfig, from_dict, to_dict
 from pipelines.runtime.claims import Claims
-from pipelines.runtime.cluster import TRIAL_CPUS, Plan
+from pipelines.runtime.cluster import TRIAL_CPUS, ClusterError, Plan
 from pipelines.runtime.config import JobConfig, digest, replace_keys
 from pipelines.runtime.console import Meter
 from pipelines.runtime.fit import Inputs, Result, RunSpec, finished, fit, pretrain_spec, train_spec
@@ -56,8 +56,11 @@ def search(
         `changes` (dotted key -> value of the best trial), `best` and `trials` (rows of plain data).
 
     Raises:
+        ClusterError: there is no cluster (`cluster=none`).
         RuntimeError: no trial got as far as one epoch.
     """
+    if not ray.is_initialized():
+        raise ClusterError("a search needs a cluster\nuse cluster=local, or search=none")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault(
         "TUNE_DISABLE_SIGINT_HANDLER", "1"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 
@@ -24,7 +24,7 @@ from dri_iqa.stages import PretrainStage, TrainStage, stage2_streams
 from dri_iqa.stages.base import Stage
 from pipelines.runtime.fit import Inputs, Result, RunSpec
 from pipelines.runtime.loop import Training
-from pipelines.runtime.streams import MakeBatch, ray_stream
+from pipelines.runtime.streams import stream
 
 Describe = dict[str, Any]
 Setup = Callable[[RunSpec, dict[str, Any], int, int], tuple[Training, Describe]]
@@ -41,7 +41,7 @@ def setup_pretrain(
     stage = PretrainStage(model, stage1, seed=seed, global_batch=batches.schedule.batch_size)
     training = Training(
         stage=stage,
-        stream=_stream(batches, settings),
+        stream=partial(stream, batches, settings=settings),
         steps_per_epoch=batches.schedule.steps_per_epoch,
         optim=stage1.optim,
         seed=seed,
@@ -103,7 +103,7 @@ def setup_train(
     )
     training = Training(
         stage=stage,
-        stream=_stream(batches, settings),
+        stream=partial(stream, batches, settings=settings),
         steps_per_epoch=batches.schedule.steps_per_epoch,
         optim=stage2.optim,
         seed=seed,
@@ -154,22 +154,6 @@ def export(stage: Stage, spec: RunSpec, target: str, describe: Describe) -> Resu
     data = safetensors.torch.save(tensors)
     storage.write_bytes(uri, data)
     return {"uri": uri, "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _stream(
-    make_batch: MakeBatch, settings: dict[str, Any]
-) -> Callable[[int, int], Iterator[dict[str, np.ndarray]]]:
-    def stream(start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        return ray_stream(
-            make_batch,
-            start,
-            stop,
-            cpus_per_process=settings["cpus_per_data_task"],
-            max_processes=settings["data_processes"],
-            degrade_resource=settings["degrade_resource"],
-        )
-
-    return stream
 
 
 def _clean_batches(

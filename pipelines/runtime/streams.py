@@ -2,20 +2,25 @@
 
 A batch is a pure function of its step, so a stream is a range of steps mapped by one fused operator (fetch, decode,
 crop, degrade). It is built inside the training function from the steps still to come: a restart continues where the
-checkpoint stands, without replay, and there is no pause between epochs.
+checkpoint stands, without replay, and there is no pause between epochs. On a cluster Ray Data maps it; without one
+(`cluster=none`) a plain PyTorch DataLoader does, and gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import ray
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from dri_iqa import storage
 from dri_iqa.degradations.threads import pin_threads
 
 Batch = dict[str, np.ndarray]
+log = logging.getLogger(__name__)
 
 
 class MakeBatch(Protocol):
@@ -37,6 +42,29 @@ STEPS_PER_TASK = 8
 TASKS_PER_DATASET = 4096
 
 
+def stream(
+    make_batch: MakeBatch, start: int, stop: int, settings: dict[str, Any]
+) -> Iterator[Batch]:
+    """Batches for steps start..stop-1, by Ray Data where this process is part of a cluster.
+
+    Args:
+        make_batch: picklable; step -> arrays of fixed shapes.
+        start: first step.
+        stop: one past the last step.
+        settings: the plan's `data_processes`, `cpus_per_data_task` and `degrade_resource`.
+    """
+    if not ray.is_initialized():
+        return loader_stream(make_batch, start, stop, processes=settings["data_processes"])
+    return ray_stream(
+        make_batch,
+        start,
+        stop,
+        cpus_per_process=settings["cpus_per_data_task"],
+        max_processes=settings["data_processes"],
+        degrade_resource=settings["degrade_resource"],
+    )
+
+
 def ray_stream(
     make_batch: MakeBatch,
     start: int,
@@ -45,6 +73,7 @@ def ray_stream(
     cpus_per_process: float,
     max_processes: int = 1,
     degrade_resource: float = 0.0,
+    report: Callable[[str], None] = log.info,
 ) -> Iterator[Batch]:
     """Batches for steps start..stop-1, made by Ray Data processes anywhere in the cluster.
 
@@ -55,6 +84,7 @@ def ray_stream(
         cpus_per_process: CPUs reserved per process.
         max_processes: most processes; Ray Data starts as many as the consumer needs.
         degrade_resource: amount of the custom resource `degrade` per process; 0 lets it run on any node.
+        report: is told at the end where the time went, in Ray Data's words (production wait, transfer, ...).
     """
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -85,10 +115,59 @@ def ray_stream(
         batches: Any = mine.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy")
         for row in batches:
             rows = int(row.pop(_ROWS)[0])
+            storage.add_retries(int(row.pop(_RETRIES)[0]))
             yield {
                 name: array[0][:rows] if _has_batch_axis(name) else array[0]
                 for name, array in row.items()
             }
+        report(mine.stats())
+
+
+def loader_stream(
+    make_batch: MakeBatch, start: int, stop: int, *, processes: int
+) -> Iterator[Batch]:
+    """Batches for steps start..stop-1 from a PyTorch DataLoader on this machine, without Ray.
+
+    Args:
+        make_batch: picklable; step -> arrays.
+        start: first step.
+        stop: one past the last step.
+        processes: worker processes; 0 makes the batches in this one.
+    """
+    loader = DataLoader(
+        _Steps(make_batch, start, stop),
+        batch_size=None,  # an item is a batch already
+        num_workers=processes,
+        worker_init_fn=_pin_worker,
+        # Forked copies of clients of an object store do not work.
+        multiprocessing_context="forkserver" if processes else None,
+    )
+    for tensors in loader:  # tensors, because these pass between processes without a copy
+        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
+        storage.add_retries(int(batch.pop(_RETRIES)))
+        yield batch
+
+
+class _Steps(Dataset[Batch]):
+    """The steps start..stop-1 as a data set of batches."""
+
+    def __init__(self, make_batch: MakeBatch, start: int, stop: int) -> None:
+        self._make_batch, self._start, self._count = make_batch, start, max(0, stop - start)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        before = storage.retries()
+        batch = self._make_batch(self._start + index)
+        elsewhere = storage.retries() - before if get_worker_info() else 0
+        return batch | {_RETRIES: np.array(elsewhere)}
+
+
+def _pin_worker(_: int) -> None:
+    pin_threads()
 
 
 class _Maker:
@@ -102,10 +181,12 @@ class _Maker:
         for first in tasks["first"]:
             for step in range(int(first), min(int(first) + STEPS_PER_TASK, self._stop)):
                 # One row is one batch, so pixels keep a fixed shape and are never re-batched on the way.
-                yield _pad(self._make_batch(step), self._make_batch.max_rows)
+                before = storage.retries()
+                row = _pad(self._make_batch(step), self._make_batch.max_rows)
+                yield row | {_RETRIES: np.array([storage.retries() - before])}
 
 
-_ROWS = "rows"
+_ROWS, _RETRIES = "rows", "retries"
 
 
 def _has_batch_axis(name: str) -> bool:

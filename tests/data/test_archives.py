@@ -261,3 +261,4 @@ def test_clean_sets(tmp_path: Path) -> None:
     flickr = read_dataset("flickr2k", str(tmp_path))
     assert [r.path for r in flickr.records] == ["Flickr2K/Flickr2K_HR/000001.png"]
     assert flickr.score_kind == "none"
+    assert len(read_dataset("df2k", str(tmp_path)).records) == 2

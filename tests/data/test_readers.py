@@ -218,12 +218,14 @@ def test_biq2021_as_published(tmp_path: Path) -> None:
     header = "Image Name,MOS,,,"
     table(tmp_path, "Train (Images and MOS).csv", header, "ss02_7.jpg,0.5,,,", "ss01_1.jpg,0.25,,,")
     table(tmp_path, "Test (Images and MOS).csv", header, "ss03_9.jpg,0.75,,,", ",,,,")
-    dataset = read_dataset("biq2021", str(tmp_path))
+    dataset = read_dataset("biq2021", str(tmp_path), public_split=True)
     assert [(r.name, r.path, r.score, r.subset, r.split) for r in dataset.records] == [
         ("ss01_1.jpg", "Images/ss01_1.jpg", 0.25, "ss01", "train"),
         ("ss02_7.jpg", "Images/SS02_7.jpg", 0.5, "ss02", "train"),
         ("ss03_9.jpg", "Images/ss03_9.jpg", 0.75, "ss03", "test"),
     ]
+    usual = read_dataset("biq2021", str(tmp_path))
+    assert {r.split for r in usual.records} == {None}, "the public split leaks scenes"
 
 
 SHARED = os.environ.get("DRI_IQA_SHARED", "")
@@ -244,6 +246,16 @@ def test_biq2021_at_hand() -> None:
         assert abs(share[subset] / len(part.records) - count / 4600) < 0.02
     groups = {record.group for record in part.records}
     assert len(part.records) == sum(record.group in groups for record in dataset.records)
+
+
+def test_images_to_leave_out(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "b/1.png", "b/2.png")
+    (tmp_path / "out.txt").write_text("# references of the test set\nb/1.png\n2.png\n\n")
+    left = read_dataset("folder", str(tmp_path), exclude=str(tmp_path / "out.txt"))
+    assert [record.name for record in left.records] == ["a/1.png"]
+    (tmp_path / "out.txt").write_text("9.png\n")
+    with pytest.raises(DataError, match=r"names 1 images that are not there, for example 9\.png"):
+        read_dataset("folder", str(tmp_path), exclude=str(tmp_path / "out.txt"))
 
 
 def test_limit_keeps_whole_groups_and_their_references(tmp_path: Path) -> None:

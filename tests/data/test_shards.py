@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from dri_iqa import storage
+from dri_iqa.data.cutting import sub_images
 from dri_iqa.data.manifest import Manifest, ShardReader, open_reader, publish
 from dri_iqa.data.readers.generic import read_csv, read_folder
 from dri_iqa.data.records import DataError, DataSet, Record
-from dri_iqa.data.shards import plan_shards, sub_images, write_shard
+from dri_iqa.data.shards import plan_shards, write_shard
 from dri_iqa.images import decode
 
 

@@ -81,3 +81,15 @@ def test_official_split() -> None:
         official_split([1], ["a"], [None])
     with pytest.raises(DataError, match="both train and test"):
         official_split([1, 2], ["a", "a"], ["train", "test"])
+
+
+def test_an_official_split_without_validation_gets_one_from_its_training_groups() -> None:
+    groups = [f"g{number // 4}" for number in range(100)]
+    parts = ["train" if number < 80 else "test" for number in range(100)]
+    split = official_split(range(100), groups, parts, seed=1, val=0.1)
+    assert split.test == tuple(range(80, 100))
+    assert sorted(split.train + split.val) == list(range(80))
+    assert len({groups[i] for i in split.val}) == 2
+    check_disjoint(split, dict(enumerate(groups)))
+    assert split == official_split(range(100), groups, parts, seed=1, val=0.1)
+    assert split != official_split(range(100), groups, parts, seed=2, val=0.1)

@@ -35,14 +35,20 @@ def environment() -> dict[str, str]:
     return kept | {"PATH": f"{scripts}:{kept['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 
-def run(job: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def run(
+    job: str,
+    *arguments: str,
+    timeout: float = 600,
+    cwd: Path = ROOT,
+    variables: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
     """Run `python pipelines/<job>.py` to its end."""
     return subprocess.run(
         [sys.executable, str(ROOT / "pipelines" / f"{job}.py"), *arguments],
         capture_output=True,
         text=True,
-        cwd=ROOT,
-        env=environment(),
+        cwd=cwd,
+        env=environment() | (variables or {}),
         timeout=timeout,
         check=False,
     )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.runtime.cluster import ClusterError, plan_resources
+from pipelines.runtime.cluster import ClusterError, connect, plan_resources
 from pipelines.runtime.config import ClusterConfig
 
 
@@ -52,3 +52,13 @@ def test_what_does_not_fit_says_what_is_missing(
     assert str(caught.value).count("\n") == 1
     for word in words:
         assert word in str(caught.value)
+
+
+def test_without_a_cluster_there_is_one_worker() -> None:
+    with connect(ClusterConfig(kind="none", num_cpus=3)) as totals:
+        assert totals["CPU"] == 3
+    with (
+        pytest.raises(ClusterError, match=r"2 workers were asked for\nset cluster\.workers=1"),
+        connect(ClusterConfig(kind="none", workers=2)),
+    ):
+        pass

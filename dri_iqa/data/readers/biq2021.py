@@ -10,18 +10,22 @@ LICENCE = "free for research and benchmarking (github.com/nisarahmedrana/BIQ2021
 UPSTREAM = {"train": "Train (Images and MOS).csv", "test": "Test (Images and MOS).csv"}
 
 
-def read_biq2021(root: str) -> DataSet:
+def read_biq2021(root: str, *, public_split: bool = False) -> DataSet:
     """BIQ2021 in either of two layouts; scores lie on 0..1, higher is better.
 
     With scenes: `labels.csv` with the columns image, mos, scene, subset. Photographs of one scene
     are near-duplicates of each other, and splits keep them together.
 
     As published: `Train (Images and MOS).csv`, `Test (Images and MOS).csv` (Image Name, MOS, empty
-    columns) and `Images/`. This public split puts near-duplicates on both sides, so it is recorded
-    but should be used only to compare with published figures; scenes have to be found first.
+    columns) and `Images/`. The public split puts near-duplicates on both sides, so it is left alone
+    unless asked for; find the scenes first (`dri-iqa data check biq2021 ROOT --group-scenes`).
 
     The subset (ss01, ss02, ss03) is the prefix of the name. The subsets' mean scores differ
     strongly: report correlations for each.
+
+    Args:
+        root: the folder of the label files, or the one above it.
+        public_split: use the split as published, to compare with published figures only.
 
     Raises:
         DataError: files or columns missing.
@@ -37,6 +41,7 @@ def read_biq2021(root: str) -> DataSet:
             root=root,
             licence=LICENCE,
             notes="scores from labels.csv; groups are scenes of near-identical photographs",
+            scale=(0, 1),
         )
     records = []
     files.first(*UPSTREAM.values(), base=base)
@@ -56,7 +61,7 @@ def read_biq2021(root: str) -> DataSet:
                 shown=shown.strip(),
                 score=float(value),
                 subset=shown.strip().partition("_")[0].lower(),
-                split=split,
+                split=split if public_split else None,
             )
             records.append(record)
     return DataSet(
@@ -65,4 +70,6 @@ def read_biq2021(root: str) -> DataSet:
         root=root,
         licence=LICENCE,
         notes="the public split shares scenes between train and test: find the scenes first",
+        whole=(12_000,),
+        scale=(0, 1),
     )

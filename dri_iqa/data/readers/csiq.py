@@ -74,6 +74,9 @@ def read_csiq(root: str) -> DataSet:
         root=root,
         licence="free for research (vision.eng.shizuoka.ac.jp/csiq)",
         notes="DMOS on 0..1",
+        whole=(866,),
+        whole_references=(30,),
+        scale=(0, 1),
     )
 
 

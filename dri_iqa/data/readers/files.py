@@ -31,10 +31,8 @@ class Files:
         self.root, self.name = root, name
         if not storage.exists(root):
             raise DataError(f"{name}: {root} does not exist\nSet data.root to the data's folder.")
-        prefix = len(_canonical(root))
-        self.stats = {
-            _canonical(item.uri)[prefix:].strip("/"): item for item in storage.stat_files(root)
-        }
+        prefix = len(storage.join(root, "x")) - 1
+        self.stats = {item.uri[prefix:]: item for item in storage.stat_files(root)}
         if not self.stats:
             raise DataError(f"{name}: {root} holds no files\nSet data.root to the data's folder.")
         self._lower: dict[str, str] = {}
@@ -159,9 +157,3 @@ def column(frame: pd.DataFrame, wanted: tuple[str, ...], what: str, where: str) 
         f"{where}: no {what} column ({' or '.join(wanted)}); found {', '.join(frame.columns)}\n"
         f"Rename the column, or name it in the data set's options."
     )
-
-
-def _canonical(uri: str) -> str:
-    if storage.is_remote(uri):
-        return uri.rstrip("/")
-    return storage.filesystem(uri)[1].rstrip("/")

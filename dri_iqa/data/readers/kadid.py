@@ -66,4 +66,7 @@ def read_kadid10k(root: str) -> DataSet:
         root=root,
         licence="free for research (database.mmsp-kn.de)",
         notes="dmos is on a scale of 1 to 5 on which 5 is the best quality",
+        whole=(81 * 25 * 5,),
+        whole_references=(81,),
+        scale=(1, 5),
     )

@@ -63,6 +63,8 @@ def read_koniq10k(root: str, *, size: Literal["512x384", "1024x768"] = "512x384"
         root=root,
         short_side=384 if (size, folder) == ("512x384", "1024x768") else None,
         licence="free for research (database.mmsp-kn.de)",
+        whole=(10_073,),
+        scale=(0, 100),
         notes=f"{score} of {path.rpartition('/')[2]}, images {size}",
     )
 

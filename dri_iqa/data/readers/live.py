@@ -51,7 +51,7 @@ def read_live(root: str, *, scores: Literal["realigned", "original"] = "realigne
             f" {expected} of each\nUse the files of LIVE release 2."
         )
     prefix = f"{base}/" if base else ""
-    records, used = [], set()
+    records, used, left_out = [], set(), []
     row = 0
     for folder, count, kind in FOLDERS:
         for number in range(1, count + 1):
@@ -69,6 +69,8 @@ def read_live(root: str, *, scores: Literal["realigned", "original"] = "realigne
                         subset=folder,
                     )
                 )
+            else:
+                left_out.append(f"{prefix}{folder}/img{number}.bmp")
             row += 1
     return DataSet(
         name="live",
@@ -80,6 +82,10 @@ def read_live(root: str, *, scores: Literal["realigned", "original"] = "realigne
         root=root,
         licence=LICENCE,
         notes=f"{scores} DMOS of {label}; shares Kodak photographs with TID2013",
+        whole=(779,),
+        whole_references=(29,),
+        scale=(-20, 120),  # a DMOS is a difference: realigned values leave 0..100 a little
+        left_out=tuple(left_out),
     )
 
 
@@ -117,4 +123,6 @@ def read_livec(root: str) -> DataSet:
         root=root,
         licence=LICENCE,
         notes="AllMOS_release without the seven training images",
+        whole=(1162,),
+        scale=(0, 100),
     )

@@ -58,6 +58,9 @@ def read_pipal(root: str, *, protocol: Literal["challenge", "split802"] = "chall
         references=tuple(files.record(where.get(n, f"Train_Ref/{n}"), shown=n) for n in names),
         root=root,
         licence="free for research (github.com/HaomingCai/PIPAL-dataset)",
+        whole=(23_200, 24_200) if protocol == "challenge" else (23_200,),
+        whole_references=(200, 225) if protocol == "challenge" else (200,),
+        scale=(500, 2500),  # Elo ratings begin at 1400 and have no bounds of their own
         notes=f"Elo-like MOS, protocol {protocol}; some distortions are not aligned with the"
         " reference; references come from DIV2K and Flickr2K",
     )

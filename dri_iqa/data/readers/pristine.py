@@ -1,4 +1,4 @@
-"""Clean images for stage 1: DIV2K and Flickr2K (paper 4.1)."""
+"""Clean images for stage 1: DIV2K, Flickr2K, and both as DF2K (paper 4.1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_div2k(root: str, *, valid: bool = False) -> DataSet:
         DataError: no images there.
     """
     folders = ("DIV2K_train_HR", "DIV2K_valid_HR") if valid else ("DIV2K_train_HR",)
-    return _read(root, "div2k", folders)
+    return _read(root, "div2k", folders, 900 if valid else 800)
 
 
 def read_flickr2k(root: str) -> DataSet:
@@ -26,10 +26,22 @@ def read_flickr2k(root: str) -> DataSet:
     Raises:
         DataError: no images there.
     """
-    return _read(root, "flickr2k", ("Flickr2K_HR",))
+    return _read(root, "flickr2k", ("Flickr2K_HR",), 2650)
 
 
-def _read(root: str, name: str, folders: tuple[str, ...]) -> DataSet:
+def read_df2k(root: str) -> DataSet:
+    """DIV2K's training images and Flickr2K together, the 3450 that the paper draws 3392 from (4.1).
+
+    Args:
+        root: the folder above both.
+
+    Raises:
+        DataError: no images there.
+    """
+    return _read(root, "df2k", ("DIV2K_train_HR", "Flickr2K_HR"), 3450)
+
+
+def _read(root: str, name: str, folders: tuple[str, ...], whole: int) -> DataSet:
     files = Files(root, name)
     wanted = {folder.lower() for folder in folders}
     paths = [path for path in files.images() if wanted & set(path.lower().split("/")[:-1])]
@@ -43,6 +55,7 @@ def _read(root: str, name: str, folders: tuple[str, ...]) -> DataSet:
         records=tuple(files.record(path) for path in paths),
         score_kind="none",
         root=root,
+        whole=(whole,),
         licence="research only (NTIRE 2017)",
         notes="PIPAL's references come from DIV2K and Flickr2K",
     )

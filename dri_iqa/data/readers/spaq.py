@@ -40,6 +40,8 @@ def read_spaq(root: str, *, short_side: int | None = 512) -> DataSet:
         records=tuple(sorted(records, key=lambda item: item.name)),
         root=root,
         short_side=short_side,
+        whole=(11_125,),
+        scale=(0, 100),
         licence="free for research (github.com/h4nwei/SPAQ)",
         notes=f"MOS on 0..100, short side {short_side or 'as stored'}",
     )

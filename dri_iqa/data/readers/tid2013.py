@@ -69,5 +69,8 @@ def read_tid2013(root: str) -> DataSet:
         ),
         root=root,
         licence="free for research (ponomarenko.info/tid2013.htm)",
+        whole=(25 * 24 * 5,),
+        whole_references=(25,),
+        scale=(0, 9),
         notes="MOS on 0..9; shares Kodak photographs with LIVE; image 25 is artificial",
     )

@@ -1,0 +1,1 @@
+"""Real servers that tests start: an S3 object store, and a proxy that makes any server fail."""
