@@ -173,6 +173,7 @@ def _work(settings: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     import torch
 
+    from pipelines.runtime.host import RayHost
     from pipelines.runtime.journal import JournalWriter
     from pipelines.runtime.loop import train
     from pipelines.runtime.setups import SETUPS, export
@@ -194,7 +195,7 @@ def _work(settings: dict[str, Any]) -> None:
     before = storage.join(settings["target"], "untrained")
     if settings["untrained"] and context.get_world_rank() == 0 and not storage.exists(before):
         export(training.stage, spec, before, describe)
-    history = train(training)
+    history = train(training, RayHost())
     if context.get_world_rank() == 0:
         result = export(training.stage, spec, settings["target"], describe) | {"history": history}
         storage.write_json(storage.join(settings["target"], "result.json"), result)
