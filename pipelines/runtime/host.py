@@ -156,14 +156,15 @@ class LocalHost:
         self._notice = self._leaving = False
 
     def __enter__(self) -> LocalHost:
-        if self.world > 1:
+        self._joins = self.world > 1 and not dist.is_initialized()
+        if self._joins:
             dist.init_process_group(self._backend)
         self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
-        if self.world > 1:
+        if self._joins:
             dist.destroy_process_group()
 
     def _hear(self, *_: object) -> None:

@@ -74,7 +74,9 @@ def train(training: Training, host: Host) -> list[Metrics]:
     """
     work = _set_up(training, host)
     with host.latest() as folder:
-        progress = snapshots.read(folder, work, training.identity) if folder else Progress()
+        progress = Progress()
+        if folder:
+            progress = snapshots.read(folder, work, host.rank, training.identity)
     optim, per_epoch = training.optim, training.steps_per_epoch
     total = per_epoch * optim.epochs
     if host.rank == 0 and progress.step:
@@ -173,13 +175,18 @@ def _account(
 
 def _names(training: Training, host: Host, image_B: Tensor) -> str:
     """The images of all ranks' batches."""
-    ids: list[Any] = [image_B.tolist()]
-    if host.world > 1:
-        ids = [None] * host.world
-        dist.all_gather_object(ids, image_B.tolist())
-    found = [image for part in ids for image in part]
+    found = [image for part in _gather(host, image_B.tolist()) for image in part]
     names = training.image_names(found) if training.image_names else map(str, found)
     return ", ".join(names)
+
+
+def _gather(host: Host, value: Any) -> list[Any]:
+    """Every rank's plain data, in rank order."""
+    if host.world == 1:
+        return [value]
+    values: list[Any] = [None] * host.world
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _tell(
@@ -246,8 +253,9 @@ def _save(
 ) -> None:
     """A checkpoint on rank 0; a barrier that every rank passes equally often."""
     folder = None
+    sums = _gather(host, progress.sums)
     if host.rank == 0:
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-        snapshots.write(folder, work, progress, training.identity)
+        snapshots.write(folder, work, progress, sums, training.identity)
     latest = dict(progress.history[-1]) if progress.history else {"epoch": 0.0}
     host.save(folder, f"step_{progress.step:08d}", latest, wait)

@@ -31,17 +31,25 @@ class Progress:
     step: int = 0
     skipped: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    """Of the open epoch's metrics, on this rank."""
     count: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def write(folder: Path, work: Optimisation, progress: Progress, identity: dict[str, Any]) -> None:
+def write(
+    folder: Path,
+    work: Optimisation,
+    progress: Progress,
+    sums: list[dict[str, float]],
+    identity: dict[str, Any],
+) -> None:
     """Write a checkpoint into an empty folder.
 
     Args:
         folder: local.
         work: stage (both encoders, queues), optimiser, scaler, averaged weights.
-        progress: position, sums of the open epoch, history.
+        progress: position and history.
+        sums: the open epoch's, of every rank.
         identity: plain data that decides the run's result; compared when it resumes.
     """
     state = {
@@ -49,7 +57,7 @@ def write(folder: Path, work: Optimisation, progress: Progress, identity: dict[s
         "optimizer": work.optimizer.state_dict(),
         "scaler": work.scaler.state_dict(),
         "average": work.average.state_dict() if work.average is not None else {},
-        "progress": vars(progress),
+        "progress": vars(progress) | {"sums": sums},
         "identity": identity,
     }
     torch.save(state, folder / STATE)
@@ -58,8 +66,11 @@ def write(folder: Path, work: Optimisation, progress: Progress, identity: dict[s
     (folder / DIGEST).write_text(json.dumps({"sha256": digest, "step": progress.step}))
 
 
-def read(folder: Path, work: Optimisation, identity: dict[str, Any]) -> Progress:
+def read(folder: Path, work: Optimisation, rank: int, identity: dict[str, Any]) -> Progress:
     """Load a checkpoint into the stage and everything that trains it.
+
+    The open epoch's sums go back to their ranks; among another number of ranks than before they are
+    shared out evenly, which leaves the epoch's mean as it is.
 
     Raises:
         TrainingError: bytes that are not what was written, or a checkpoint of another run: another
@@ -79,7 +90,12 @@ def read(folder: Path, work: Optimisation, identity: dict[str, Any]) -> Progress
     work.scaler.load_state_dict(state["scaler"])
     if work.average is not None:
         work.average.load_state_dict(state["average"])
-    return Progress(**state["progress"])
+    shares = state["progress"].pop("sums")
+    if len(shares) == work.world:
+        sums = shares[rank]
+    else:
+        sums = {name: sum(s[name] for s in shares) / len(shares) for name in shares[0]}
+    return Progress(**state["progress"], sums=sums)
 
 
 def _compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -100,5 +100,6 @@ def run(folder: Path, task: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for task in sys.argv[2:]:
-        run(Path(sys.argv[1]), task)
+    with LocalHost(sys.argv[1]):  # one process group for all tasks
+        for task in sys.argv[2:]:
+            run(Path(sys.argv[1]), task)
