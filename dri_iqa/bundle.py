@@ -35,6 +35,8 @@ from dri_iqa.config import ConfigError, ModelConfig, StrictConfig, from_dict, to
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
+EXTRACTOR_KIND = "extractor"
+"""`kind` in the config.json of a stage-1 extractor (`dri_iqa/extractor.py`); scoring bundles have none."""
 URI_GROUP = "dri_iqa.model_uris"
 """Entry-point group: entry name = URI scheme, object = callable(uri) -> local bundle folder."""
 
@@ -271,7 +273,12 @@ def _read(uri: str, name: str) -> bytes:
         ) from None
 
 
-def _read_config(uri: str) -> _BundleConfig:
+def read_config_file(uri: str) -> dict[str, Any]:
+    """The plain data of a config.json of the right version.
+
+    Raises:
+        BundleError: no such file, not JSON, or another format version.
+    """
     try:
         values = json.loads(_read(uri, CONFIG_FILE))
     except ValueError as error:
@@ -284,17 +291,30 @@ def _read_config(uri: str) -> _BundleConfig:
             f"{uri}: bundle format version {version!r}, expected {FORMAT_VERSION}\n"
             "update dri-iqa, or export the model again with this version"
         )
-    try:
-        config = from_dict(_BundleConfig, values)
-    except ConfigError as error:
-        raise BundleError(f"{uri}: {CONFIG_FILE}: {error}") from None
-    if _config_digest({key: value for key, value in values.items() if key != "sha256"}) != (
-        config.sha256
-    ):
+    return values
+
+
+def _check_config_digest(uri: str, values: dict[str, Any]) -> None:
+    content = {key: value for key, value in values.items() if key != "sha256"}
+    if _config_digest(content) != values["sha256"]:
         raise BundleError(
             f"{uri}: {CONFIG_FILE} was changed after it was written (SHA-256 differs)\n"
             "copy the bundle again from where it was made"
         )
+
+
+def _read_config(uri: str) -> _BundleConfig:
+    values = read_config_file(uri)
+    if values.get("kind") == EXTRACTOR_KIND:
+        raise BundleError(
+            f"{uri} holds a stage-1 extractor, which cannot score yet\n"
+            "train stage 2 on it first, or load it with dri_iqa.extractor.load_extractor"
+        )
+    try:
+        config = from_dict(_BundleConfig, values)
+    except ConfigError as error:
+        raise BundleError(f"{uri}: {CONFIG_FILE}: {error}") from None
+    _check_config_digest(uri, values)
     return config
 
 

@@ -94,7 +94,8 @@ class MoCoConfig(StrictConfig):
     in_batch_negatives: bool = True
     """Keys of the current batch are negatives too."""
     deg_positive: Literal["same_image", "cross_content"] = "same_image"
-    """The degradation half's positive: the image's own second crop, or also other images under the same recipe."""
+    """The degradation half's positive: the image's own second crop, or also other images under the same recipe
+    (neighbours in a batch then share one)."""
     anchors: Literal["x11", "symmetric"] = "x11"
     """Anchor x11 only, or x21 as well."""
     queue_init: Literal["masked", "random"] = "masked"
@@ -217,10 +218,32 @@ class OptimConfig(StrictConfig):
     """Largest global gradient norm; None leaves gradients alone."""
     checkpoint_steps: int | None = None
     """Steps between checkpoints inside an epoch; None saves at the end of each epoch."""
+    accumulate: int = 1
+    """Micro-batches that a step's batch is split into; the gradient is that of the whole batch."""
+    ema: float | None = None
+    """Factor of a moving average of the trained weights, which is then validated and exported; None keeps the last."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward and backward."""
+    channels_last: bool = False
+    """Keep images and convolution weights channel by channel of a pixel, as tensor cores want them."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    log_steps: int | None = 50
+    """Steps between reports of throughput, waiting for data and the loss; None reports at ends of epochs only."""
+    preemption_steps: int = 10
+    """Steps between looks for the notice that a node is about to be taken away."""
     max_non_finite: int = 10
     """Steps with a non-finite loss that are skipped before the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(StrictConfig):
+    """Linear probes on the frozen halves during stage 1: degradation type, level and content."""
+
+    epochs: int | None = 10
+    """Epochs between probes; the last epoch has one too. None never probes."""
+    images: int = 48
+    """Clean images, each seen under every single degradation; a third of them is what the probes are tested on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +255,9 @@ class Stage1Config(StrictConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     n_clean: int | None = 3392
     """Clean images used; capped by what exists; None takes all."""
+    held_out: float = 0.0
+    """Share of the clean images (whole photographs) that stage 1 never trains on; probes are tested on them."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     halves: Literal["dual", "quality"] = "dual"
     """`quality` trains the lower half only (the paper's V1)."""
 

@@ -318,6 +318,8 @@ def _temporary(path: Path) -> Path:
 
 def _upload(file: Path, uri: str) -> None:
     system, path = _filesystem(uri)
+    if isinstance(system, fs.LocalFileSystem):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
 
     def copy() -> str:
         digest = hashlib.sha256()

@@ -23,9 +23,10 @@ def steps(job: Job) -> None:
             "stage 1: pre-train the extractor",
             lambda: pretrain(job, Inputs(**data["inputs"])),
         )
-    job.console.table(
-        "Stage 1", ["what", "value"], [["weights", result["uri"]], ["sha256", result["sha256"]]]
-    )
+    rows = [["extractor", result["uri"]], ["sha256", result["sha256"]]]
+    last = result["history"][-1]
+    rows += [[name, f"{last[name]:.3f}"] for name in last if name.startswith(("loss_", "probe_"))]
+    job.console.table("Stage 1", ["what", "value"], rows)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ class Stage1Batches:
     rank: int = 0
     world: int = 1
     with_clean: bool = False
+    share_recipes: bool = False
+    """Neighbours in the global batch get one recipe for their first views: positives of
+    `moco.deg_positive = cross_content`, which independent chains would hardly ever give."""
 
     @property
     def max_rows(self) -> int:
@@ -52,6 +55,10 @@ class Stage1Batches:
     def __call__(self, step: int) -> Batch:
         """The batch of a global step, see `stage1_batch`."""
         epoch, index = divmod(step, self.schedule.steps_per_epoch)
+        recipe_of = None
+        if self.share_recipes:
+            ids = [row.image_id for row in self.schedule.batch(epoch, index)]
+            recipe_of = dict(zip(ids[1::2], ids[::2], strict=False))
         return stage1_batch(
             self.clean.open(),
             self.schedule.batch(epoch, index, self.rank, self.world),
@@ -60,6 +67,7 @@ class Stage1Batches:
             crop=self.crop,
             with_clean=self.with_clean,
             batch_position=index,
+            recipe_of=recipe_of,
         )
 
 

@@ -57,6 +57,7 @@ def stage1_batch(
     crop: int,
     with_clean: bool = False,
     batch_position: int | None = None,
+    recipe_of: Mapping[int, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Samples of the contrastive stage: every clean image degraded twice, two crops of each (3.1,
     3.2).
@@ -72,6 +73,7 @@ def stage1_batch(
         crop: side of the crops in pixels.
         with_clean: also the clean pixels under x11 (the auxiliary stream of stage 2).
         batch_position: the step in its epoch; needed for chains of one length a batch.
+        recipe_of: image id -> id of the image whose first recipe it takes over.
 
     Returns:
         crops_B4CHW uint8 in the order x11, x12, x21, x22; type_mask_B2 and recipe_hash_B2 int64 of
@@ -88,6 +90,7 @@ def stage1_batch(
             crop=crop,
             config=degrade,
             batch_position=batch_position,
+            recipe_of=(recipe_of or {}).get(image_id),
         )
         crops.append(sample.crops_4HWC)
         cleans.append(sample.clean_4HWC[0])

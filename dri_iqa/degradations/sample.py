@@ -51,6 +51,7 @@ def degrade_clean(
     crop: int,
     config: DegradeConfig | None = None,
     batch_position: int | None = None,
+    recipe_of: int | None = None,
 ) -> FourCrops:
     """Two degraded views of one clean image, two crops of each, and the clean crops beside them.
 
@@ -64,6 +65,7 @@ def degrade_clean(
         crop: side of the crops in pixels.
         config: the chain's dials; the default configuration if None.
         batch_position: number of the batch in its epoch, needed for `n_scope: batch` only.
+        recipe_of: degrade the first view by the recipe of this image's first view in this epoch.
 
     Raises:
         ValueError: an image smaller than the crop, of another dtype or shape.
@@ -79,7 +81,11 @@ def degrade_clean(
     region_HWC = _region(image_HWC, run_seed, epoch, image_index, crop, config)
     length = _batch_length(run_seed, epoch, batch_position, config)
     rngs = [generator(run_seed, Purpose.DEGRADE, epoch, image_index, view) for view in range(2)]
-    first = draw_recipe(rngs[0], config, length)
+    if recipe_of is None:
+        first = draw_recipe(rngs[0], config, length)
+    else:
+        leader = generator(run_seed, Purpose.DEGRADE, epoch, recipe_of, 0)
+        first = draw_recipe(leader, config, length)
     second = draw_recipe(rngs[1], config, length)
     for _ in range(MAX_REDRAWS):
         # Equal recipes would make x21, x22 false negatives of x11.

@@ -82,14 +82,18 @@ class KeyQueue(nn.Module):
         Args:
             keys: half -> (N, D).
             meta: of the N keys.
-            valid_N: False leaves the slot empty (a view that does not exist).
+            valid_N: False leaves the slot empty (a view that does not exist). So does a key that
+                is not finite: kept, it would spoil every loss until it is overwritten.
         """
         count = valid_N.shape[0]
+        for half in self.halves:
+            valid_N = valid_N & keys[half].isfinite().all(1)
         self.step += 1
         slots_N = (self.pointer + torch.arange(count, device=self.pointer.device)) % self.size
         for half in self.halves:
             own_KD = self.keys(half)
-            own_KD.index_copy_(0, slots_N, keys[half].detach().to(own_KD.dtype))
+            new_ND = keys[half].detach().to(own_KD.dtype).nan_to_num(0.0, 0.0, 0.0)
+            own_KD.index_copy_(0, slots_N, new_ND)
         self.image_K.index_copy_(0, slots_N, meta.image)
         self.types_K.index_copy_(0, slots_N, meta.types)
         self.recipe_K.index_copy_(0, slots_N, meta.recipe)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Batch = dict[str, Tensor]
 """Named tensors of one rank's micro-batch; pixels are uint8."""
@@ -18,9 +19,18 @@ class Stage(nn.Module):
     """Base of both stages.
 
     All state (networks, moving averages, queues and their positions) is in `state_dict()`. The loop
-    owns devices, precision, accumulation, clipping, schedules and checkpoints, and calls `forward`
-    (through its data-parallel wrapper), then the optimiser, then `after_step`.
+    owns devices, precision, accumulation, clipping, schedules and checkpoints. A step is `prepare`
+    on the rank's whole batch, `forward` on each of its micro-batches (through the data-parallel
+    wrapper), the optimiser, then `after_step`; or `after_skip` where the loss was not finite.
     """
+
+    def prepare(self, batch: Batch) -> Batch:
+        """What a step computes once for its whole batch and without gradient, as further rows.
+
+        A batch that is split into micro-batches then gives what the whole would; `forward` does
+        this by itself for a batch that was not prepared.
+        """
+        return batch
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss with its graph, and metrics."""
@@ -32,6 +42,20 @@ class Stage(nn.Module):
 
     def after_step(self) -> None:
         """Moving averages, after the optimiser's step."""
+        raise NotImplementedError
+
+    def after_skip(self) -> None:
+        """Undo what a forward pass with non-finite activations leaves behind for good: BatchNorm
+        starts its running statistics anew.
+        """
+        for part in self.modules():
+            if isinstance(part, _BatchNorm) and part.running_var is not None:
+                sane = torch.stack([t.isfinite().all() for t in part.buffers()]).all()
+                if not sane:
+                    part.reset_running_stats()
+
+    def networks(self) -> list[nn.Module]:
+        """The parts that are worth compiling: plain functions of tensors."""
         raise NotImplementedError
 
 

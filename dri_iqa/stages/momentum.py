@@ -95,23 +95,54 @@ class MomentumContrast(nn.Module):
         query: list[Tensor] = [*encoder.parameters(), *heads.parameters()]
         torch._foreach_lerp_(keys, query, 1 - self.config.momentum)  # pyright: ignore
 
-    def forward(
+    @torch.no_grad()
+    def enqueue(
         self,
-        query_map: Tensor,
-        heads: ProjectionHeads,
         crops_B4CHW: Tensor,
         types_B2: Tensor,
         recipe_B2: Tensor,
         image_B: Tensor,
         sibling_B: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the keys of a step and fill the queue with all ranks' (once a step, before its
+        losses).
+
+        Args:
+            crops_B4CHW: uint8; keys are computed from those in `key_crops`.
+            types_B2: type masks of views x1 and x2.
+            recipe_B2: recipe hashes of the views.
+            image_B: image numbers.
+            sibling_B: False where an image has no second view; None means all have one.
+
+        Returns:
+            This rank's keys (B, P, D) for `forward`: `key_crops` of the first half, then of the
+            next.
+        """
+        if sibling_B is None:
+            sibling_B = torch.ones_like(image_B, dtype=torch.bool)
+        keys = self._keys(crops_B4CHW)
+        self._enqueue(keys, types_B2, recipe_B2, image_B, sibling_B)
+        return torch.stack(
+            [keys[half][crop] for half in self.halves for crop in self.key_crops], dim=1
+        )
+
+    def forward(
+        self,
+        query_map: Tensor,
+        heads: ProjectionHeads,
+        keys_BPD: Tensor,
+        types_B2: Tensor,
+        recipe_B2: Tensor,
+        image_B: Tensor,
+        sibling_B: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Metrics]:
-        """Losses {"deg", "qual"} of the contrasted halves, and metrics; fills the queue.
+        """Losses {"deg", "qual"} of the contrasted halves, and metrics.
 
         Args:
             query_map: last map of the anchors, (A B, ...), the crops in `anchor_crops` one after
                 the other.
             heads: the query's.
-            crops_B4CHW: uint8; keys are computed from those in `key_crops`.
+            keys_BPD: what `enqueue` gave for these images.
             types_B2: type masks of views x1 and x2.
             recipe_B2: recipe hashes of the views.
             image_B: image numbers.
@@ -119,8 +150,8 @@ class MomentumContrast(nn.Module):
         """
         if sibling_B is None:
             sibling_B = torch.ones_like(image_B, dtype=torch.bool)
-        keys = self._keys(crops_B4CHW)
-        self._enqueue(keys, types_B2, recipe_B2, image_B, sibling_B)
+        vectors = iter(keys_BPD.unbind(1))
+        keys = {half: {crop: next(vectors) for crop in self.key_crops} for half in self.halves}
         metrics: Metrics = self.queue.health()
         losses: dict[str, Tensor] = {}
         if "up" in self.halves:

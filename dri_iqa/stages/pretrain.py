@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dri_iqa.config import ConfigError, ModelConfig, Stage1Config
 from dri_iqa.models.checks import check_extractor
@@ -57,18 +57,30 @@ class PretrainStage(Stage):
         self.contrast.copy_query(self.query.encoder, self.query.heads)
         self.query.heads.up.requires_grad_("up" in halves)
 
+    def prepare(self, batch: Batch) -> Batch:
+        """Adds `keys_BPD`, and fills the queues with them."""
+        keys_BPD = self.contrast.enqueue(
+            batch["crops_B4CHW"],
+            batch["type_mask_B2"],
+            batch["recipe_hash_B2"],
+            batch["image_id_B"],
+        )
+        return batch | {"keys_BPD": keys_BPD}
+
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Weighted sum of the losses, and metrics.
 
         Args:
             batch: `crops_B4CHW` uint8, `type_mask_B2`, `recipe_hash_B2` and `image_id_B` int64.
         """
+        if "keys_BPD" not in batch:
+            batch = self.prepare(batch)
         crops_B4CHW = batch["crops_B4CHW"]
         anchors = torch.cat([crops_B4CHW[:, crop] for crop in self.contrast.anchor_crops])
         losses, metrics = self.contrast(
             self.query.encode(to_float(anchors))[-1],
             self.query.heads,
-            crops_B4CHW,
+            batch["keys_BPD"],
             batch["type_mask_B2"],
             batch["recipe_hash_B2"],
             batch["image_id_B"],
@@ -88,3 +100,7 @@ class PretrainStage(Stage):
         """The key encoder follows; ranks agree on BatchNorm's running statistics."""
         self.contrast.follow(self.query.encoder, self.query.heads)
         average_running_statistics(self)
+
+    def networks(self) -> list[nn.Module]:
+        """Both encoders."""
+        return [self.query.encoder, self.contrast.key.encoder]

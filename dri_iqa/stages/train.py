@@ -252,16 +252,29 @@ class TrainStage(Stage):
         self, batch: Batch, labelled: Sequence[Tensor], extra: dict[str, Sequence[Tensor]]
     ) -> tuple[dict[str, Tensor], Metrics]:
         assert self.contrast is not None
-        views = self.needs.views
-        anchors = [labelled[-1] if views else extra["aux"][-1]]
+        anchors = [labelled[-1] if self.needs.views else extra["aux"][-1]]
         if "x21" in extra:
             anchors.append(extra["x21"][-1])
         query = torch.cat(anchors) if len(anchors) > 1 else anchors[0]
-        if views:
+        keys, _, *meta = self._contrast_names()
+        if keys not in batch:
+            batch = self.prepare(batch)
+        return self.contrast(query, self.heads, *(batch[name] for name in (keys, *meta)))
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Adds the keys of the contrastive losses, and fills the queues with them."""
+        if self.contrast is None:
+            return batch
+        keys, *names = self._contrast_names()
+        return batch | {keys: self.contrast.enqueue(*(batch[name] for name in names))}
+
+    def _contrast_names(self) -> tuple[str, ...]:
+        """Entries of a batch that the contrast reads: keys, crops, and what the masks compare."""
+        if self.needs.views:
             names = ("views_B4CHW", "type_mask_B2", "recipe_hash_B2", "image_id_B", "has_sibling_B")
-        else:
-            names = ("aux_crops_A4CHW", "aux_type_mask_A2", "aux_recipe_hash_A2", "aux_image_id_A")
-        return self.contrast(query, self.heads, *(batch[name] for name in names))
+            return ("keys_BPD", *names)
+        names = ("aux_crops_A4CHW", "aux_type_mask_A2", "aux_recipe_hash_A2", "aux_image_id_A")
+        return ("aux_keys_APD", *names)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups `backbone`, `dre` (extractor and heads), `predictor` and `ram`, as far as they
@@ -292,6 +305,11 @@ class TrainStage(Stage):
         if self.contrast is not None and self.heads is not None:
             self.contrast.follow(self.encoder, self.heads)
         average_running_statistics(self)
+
+    def networks(self) -> list[nn.Module]:
+        """Extractor, backbone, predictor and restoration network, as far as there are."""
+        parts = (self.model.dre, self.model.backbone, self.model.predictor, self.ram)
+        return [part for part in parts if part is not None]
 
     def inference_model(self) -> DRIIQA:
         """The part that a bundle holds; shares its weights with the stage."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -180,7 +179,7 @@ def _work(settings: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     import torch
 
-    from pipelines.runtime.checkpoints import upload_checkpoint
+    from pipelines.runtime.host import RayHost
     from pipelines.runtime.journal import JournalWriter
     from pipelines.runtime.loop import train
     from pipelines.runtime.setups import SETUPS, export
@@ -199,12 +198,10 @@ def _work(settings: dict[str, Any]) -> None:
     if context.get_world_rank() == 0:
         training.journal = JournalWriter(settings["journal"])
         training.key = settings["key"]
-    if storage.is_remote(settings["checkpoints"]):
-        training.upload = partial(upload_checkpoint, settings["checkpoints"])
     before = storage.join(settings["target"], "untrained")
     if settings["untrained"] and context.get_world_rank() == 0 and not storage.exists(before):
         export(training.stage, spec, before, describe)
-    history = train(training)
+    history = train(training, RayHost(settings["checkpoints"]))
     if storage.retries():
         training.journal.post(
             run=training.key, say=f"{storage.retries()} requests to storage were repeated"

@@ -219,11 +219,21 @@ def _identity(config: JobConfig) -> dict[str, Any]:
 
 def _mendable(error: BaseException | None) -> BaseException | None:
     """The error of ours inside Ray's wrappers, if that is what it was."""
+    from dri_iqa.bundle import BundleError
     from dri_iqa.data.records import DataError
     from pipelines.runtime.cluster import ClusterError
+    from pipelines.runtime.snapshots import TrainingError
     from pipelines.runtime.tracking import TrackingError
 
-    ours = (ConfigError, DataError, storage.StorageError, ClusterError, TrackingError)
+    ours = (
+        ConfigError,
+        DataError,
+        BundleError,
+        storage.StorageError,
+        ClusterError,
+        TrackingError,
+        TrainingError,
+    )
     seen = 0
     while error is not None and seen < 10:
         if isinstance(error, ours):

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from dri_iqa import storage
 from dri_iqa.bundle import ScoreScale, save_bundle
-from dri_iqa.config import ModelConfig, Stage1Config, Stage2Config, from_dict, to_dict
+from dri_iqa.config import (
+    ConfigError,
+    ModelConfig,
+    OptimConfig,
+    Stage1Config,
+    Stage2Config,
+    from_dict,
+    to_dict,
+)
 from dri_iqa.data.batches import Source, Stage1Batches, Stage2Batches
 from dri_iqa.data.samples import Streams, score_range, shuffled_scores
 from dri_iqa.data.schedule import Schedule, choose
 from dri_iqa.data.splits import Split
 from dri_iqa.evaluation.metrics import plcc, srocc
+from dri_iqa.extractor import ExtractorConfig, load_extractor, save_extractor
 from dri_iqa.scoring import score_images
 from dri_iqa.seeds import Purpose
 from dri_iqa.stages import PretrainStage, TrainStage, stage2_streams
 from dri_iqa.stages.base import Stage
 from pipelines.runtime.fit import Inputs, Result, RunSpec
 from pipelines.runtime.loop import Training
+from pipelines.runtime.probing import Probe, clean_parts, image_names
 from pipelines.runtime.streams import stream
 
 Describe = dict[str, Any]
@@ -37,7 +45,10 @@ def setup_pretrain(
     seed = spec.config["seed"]
     model = from_dict(ModelConfig, spec.config["model"], "model")
     stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
-    batches = _clean_batches(spec, model, stage1, stage1.optim.epochs, rank, world)
+    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+    parts = clean_parts(source, stage1, seed)
+    batches = pretrain_batches(spec, rank, world)
+    check_batch(stage1.optim, batches.schedule.batch_size, world, "stage1")
     stage = PretrainStage(model, stage1, seed=seed, global_batch=batches.schedule.batch_size)
     training = Training(
         stage=stage,
@@ -45,6 +56,16 @@ def setup_pretrain(
         steps_per_epoch=batches.schedule.steps_per_epoch,
         optim=stage1.optim,
         seed=seed,
+        identity=_identity(spec),
+        validate=Probe(
+            source=source,
+            parts=parts,
+            stage1=stage1,
+            crop=model.crop,
+            seed=seed,
+            target=settings["target"],
+        ),
+        image_names=image_names(source),
     )
     return training, {}
 
@@ -92,6 +113,7 @@ def setup_train(
         rank=rank,
         world=world,
     )
+    check_batch(stage2.optim, batches.schedule.batch_size, world, "stage2")
     stage = TrainStage(
         model,
         stage1,
@@ -107,7 +129,10 @@ def setup_train(
         steps_per_epoch=batches.schedule.steps_per_epoch,
         optim=stage2.optim,
         seed=seed,
+        identity=_identity(spec),
         validate=_validation(batches, split, model, stage2) if split.val else None,
+        # where an image id is its reference's, the reference is named
+        image_names=image_names(scored),
     )
     scale = ScoreScale(
         lo=low,
@@ -147,25 +172,56 @@ def export(stage: Stage, spec: RunSpec, target: str, describe: Describe) -> Resu
             meta=meta,
         )
         return {"uri": uri, "sha256": digest}
-    uri = storage.join(target, "stage1.safetensors")
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in stage.state_dict().items()
-    }
-    data = safetensors.torch.save(tensors)
-    storage.write_bytes(uri, data)
-    return {"uri": uri, "sha256": hashlib.sha256(data).hexdigest()}
+    uri = storage.join(target, "extractor")
+    model = from_dict(ModelConfig, spec.config["model"])
+    digest = save_extractor(
+        stage.state_dict(),
+        uri,
+        config=ExtractorConfig(crop=model.crop, dre=model.dre),
+        meta={
+            "clean_manifest": spec.inputs.clean_digest,
+            "run": spec.name,
+            "config": spec.config,
+        },
+    )
+    return {"uri": uri, "sha256": digest}
 
 
-def _clean_batches(
-    spec: RunSpec, model: ModelConfig, stage1: Stage1Config, epochs: int, rank: int, world: int
-) -> Stage1Batches:
-    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+def check_batch(optim: OptimConfig, batch: int, world: int, stage: str) -> None:
+    """Whether a step's images can be dealt evenly to workers and micro-batches.
+
+    Raises:
+        ConfigError: naming the numbers that clash. Ranks with unequal rows would weigh images
+            unequally, and could not exchange their keys.
+    """
+    parts = world * optim.accumulate
+    if batch % parts:
+        raise ConfigError(
+            f"a batch of {batch} images ({stage}.optim.batch_size={optim.batch_size}) cannot be dealt "
+            f"evenly to {world} worker(s) x {optim.accumulate} micro-batch(es)\n"
+            f"use a batch that is a multiple of {parts}, or fewer workers"
+        )
+
+
+def _identity(spec: RunSpec) -> dict[str, Any]:
+    """What a checkpoint must agree on to be resumed: settings and data, not places or workers."""
+    inputs = spec.inputs
+    data = {"clean_manifest": inputs.clean_digest}
+    if spec.stage == "train":
+        data |= {"scored_manifest": inputs.scored_digest, "split": inputs.split_digest}
+    return {**spec.config, "data": data}
+
+
+def pretrain_batches(spec: RunSpec, rank: int, world: int) -> Stage1Batches:
+    """Stage 1's batches as a function of the step, for one rank."""
     seed = spec.config["seed"]
-    ids = choose(_image_ids(source), stage1.n_clean, seed)
+    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
+    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+    ids = clean_parts(source, stage1, seed).train
     schedule = Schedule(
         ids=ids,
         batch_size=min(stage1.optim.batch_size, len(ids)),
-        epochs=epochs,
+        epochs=stage1.optim.epochs,
         run_seed=seed,
         remainder="drop",  # the queues want the same number of keys at every step
     )
@@ -173,10 +229,11 @@ def _clean_batches(
         clean=source,
         schedule=schedule,
         degrade=stage1.degrade,
-        crop=model.crop,
+        crop=spec.config["model"]["crop"],
         run_seed=seed,
         rank=rank,
         world=world,
+        share_recipes=stage1.moco.deg_positive == "cross_content",
     )
 
 
@@ -192,7 +249,7 @@ def _auxiliary(
     """The clean stream of stage 2: as many steps as stage 2 has, in epochs of its own."""
     source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
     seed = spec.config["seed"]
-    ids = choose(_image_ids(source), stage1.n_clean, seed)
+    ids = clean_parts(source, stage1, seed).train
     batch = min(stage2.aux_batch, len(ids))
     per_epoch = len(ids) // batch
     schedule = Schedule(
@@ -212,11 +269,8 @@ def _auxiliary(
         rank=rank,
         world=world,
         with_clean=True,
+        share_recipes=stage1.moco.deg_positive == "cross_content",
     )
-
-
-def _image_ids(source: Source) -> tuple[int, ...]:
-    return tuple(source.open().manifest.images()["image_id"].to_pylist())
 
 
 def _steps_per_epoch(images: int, batch: int) -> int:
@@ -246,22 +300,21 @@ def _control_scores(inputs: Inputs, table: Any, split: Split, seed: int) -> dict
 def _pretrained(spec: RunSpec) -> dict[str, torch.Tensor] | None:
     if spec.pretrained is None:
         return None
-    data = storage.read_bytes(spec.pretrained["uri"])
-    found = hashlib.sha256(data).hexdigest()
-    if found != spec.pretrained["sha256"]:
+    extractor = load_extractor(spec.pretrained["uri"])
+    if extractor.digest != spec.pretrained["sha256"]:
         raise storage.StorageError(
-            f"{spec.pretrained['uri']} has the digest {found[:12]}, expected {spec.pretrained['sha256'][:12]}\n"
-            "Remove its folder and train stage 1 again."
+            f"{spec.pretrained['uri']} has the digest {extractor.digest[:12]}, expected "
+            f"{spec.pretrained['sha256'][:12]}\nRemove its folder and train stage 1 again."
         )
-    return safetensors.torch.load(data)
+    return extractor.state
 
 
 def _validation(
     batches: Stage2Batches, split: Split, model: ModelConfig, stage2: Stage2Config
-) -> Callable[[Stage], dict[str, float]]:
+) -> Callable[[Stage, int], dict[str, float]]:
     reader = batches.scored.open()
 
-    def validate(stage: Stage) -> dict[str, float]:
+    def validate(stage: Stage, epoch: int) -> dict[str, float]:
         assert isinstance(stage, TrainStage)
         network = stage.inference_model().eval()
         device = str(next(stage.parameters()).device)

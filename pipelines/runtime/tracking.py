@@ -20,6 +20,8 @@ from dri_iqa import storage
 from pipelines.runtime.config import TrackingConfig
 
 KEY_TAG = "dri_iqa.key"
+PICTURES = "probe"
+"""Folder of the pictures that a training run draws, below its target and in MLflow."""
 MAX_PARAM = 500  # characters; the full configuration is an artifact
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from dri_iqa import storage
 from pipelines.runtime.fit import Result, RunSpec, fit
 from pipelines.runtime.job import Job
+from pipelines.runtime.tracking import PICTURES
 
 
 def run_stage(job: Job, spec: RunSpec, name: str) -> Result:
@@ -26,6 +30,11 @@ def run_stage(job: Job, spec: RunSpec, name: str) -> Result:
             if "say" in record:
                 job.console.say(f"    {record['say']}")
                 return
+            if "figures" in record:
+                job.tracker.metrics(
+                    key, {f"step/{k}": v for k, v in record["figures"].items()}, record["step"]
+                )
+                return
             note = record.get("note", "")
             if metrics := record.get("metrics"):
                 job.tracker.epoch(key, record["epoch"], metrics)
@@ -45,8 +54,18 @@ def run_stage(job: Job, spec: RunSpec, name: str) -> Result:
         job.tracker.epoch(key, int(row["epoch"]), row)
     job.tracker.tags(key, {"weights": result["uri"], "sha256": result["sha256"]})
     job.tracker.json(key, result["history"], "history.json")
+    _pictures(job, key, storage.join(result["uri"].rpartition("/")[0], PICTURES))
     job.tracker.end(key)
     return result
+
+
+def _pictures(job: Job, key: str, folder: str) -> None:
+    """What the workers drew, as artifacts."""
+    with tempfile.TemporaryDirectory() as place:
+        for uri in storage.list_files(folder, suffix=".png"):
+            path = Path(place) / uri.rpartition("/")[2]
+            path.write_bytes(storage.read_bytes(uri))
+            job.tracker.file(key, str(path), PICTURES)
 
 
 def _brief(metrics: dict[str, float]) -> str:

@@ -107,6 +107,20 @@ def test_runs_are_nested_finished_and_hold_what_a_reader_needs(
     assert [metric.step for metric in history] == [1, 2, 3, 4]
 
 
+def test_stage_1_is_probed_in_numbers_and_in_a_picture(finished, client: MlflowClient) -> None:
+    experiment = client.get_experiment_by_name("dri-iqa")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    stage1 = next(run for run in runs if run.info.run_name == "stage1")
+    for what in ("type", "level", "content"):
+        assert 0 <= stage1.data.metrics[f"probe_{what}_up"] <= 1
+        assert 0 <= stage1.data.metrics[f"probe_{what}_low"] <= 1
+    assert stage1.data.metrics["step/images_per_second"] > 0
+    assert stage1.data.metrics["queue_fill"] == 1
+    pictures = [item.path for item in client.list_artifacts(stage1.info.run_id, "probe")]
+    assert pictures == ["probe/epoch_0012.png"]
+
+
 def test_no_file_of_the_registered_model_is_a_pickle(finished) -> None:
     files = [path for path in (finished.output / "mlartifacts").rglob("*") if path.is_file()]
     assert any(path.name == "model.safetensors" for path in files)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from dri_iqa.config import OptimConfig
-from pipelines.runtime.loop import learning_rate
+from pipelines.runtime.rates import learning_rate
 from pipelines.runtime.streams import _pad
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dri_iqa.config import ConfigError, DREConfig, Stage1Config
+from dri_iqa.losses.contrastive import Meta, degradation_sets, quality_negatives
 from dri_iqa.stages import PretrainStage
 from dri_iqa.stages.base import to_float
 from dri_iqa.stages.momentum import uniformity
@@ -195,8 +196,8 @@ def test_switches_change_the_loss_and_train(switches: dict):
     plain = run(build(), 2)
     changed = run(build(moco(**switches)), 2)
     assert all(math.isfinite(loss) for loss in changed)
-    if switches != {"deg_positive": "cross_content"}:
-        assert changed != plain
+    # whether there are further positives is for the batches to decide: independent recipes differ
+    assert (changed != plain) == (switches != {"deg_positive": "cross_content"})
 
 
 def test_cross_content_pulls_images_under_one_recipe_together():
@@ -207,6 +208,51 @@ def test_cross_content_pulls_images_under_one_recipe_together():
     _, crossed = build(moco(deg_positive="cross_content"))(batch)
     assert float(alone["loss_deg"]) != float(crossed["loss_deg"])
     assert float(alone["negatives_deg"]) == float(crossed["negatives_deg"])
+
+
+def test_an_own_second_view_is_never_a_degradation_negative_and_always_a_quality_negative():
+    """Over several epochs, so that the queue holds stale views of every image, and wraps."""
+    stage = build(moco(queue_size=48))
+    queue, config = stage.contrast.queue, stage.config.moco
+    for step in range(5):
+        batch = stage1_batch(seed=step)
+        batch["image_id_B"] = torch.arange(8)
+        with torch.no_grad():
+            stage(batch)
+        anchor = Meta(
+            batch["image_id_B"], batch["type_mask_B2"][:, 0], batch["recipe_hash_B2"][:, 0]
+        )
+        negative, _ = degradation_sets(anchor, queue, config)
+        own = anchor.image[:, None] == queue.image_K
+        assert own.sum() == 8 * 2 * min(step + 1, 3)
+        assert not (negative & own).any()
+        other_recipe = own & (anchor.recipe[:, None] != queue.recipe_K)
+        assert quality_negatives(anchor, queue, config)[other_recipe].all()
+        # the second key of this step's second view is one of them
+        newest = own & (queue.step_K == queue.step)
+        assert ((newest & other_recipe).sum(1) == 1).all()
+
+
+def test_keys_that_are_not_finite_stay_out_of_the_queue():
+    stage = build()
+    with torch.no_grad():
+        stage.contrast.key.get_parameter("heads.up.2.bias")[0] = float("inf")
+        stage(stage1_batch())
+    queue = stage.contrast.queue
+    assert not queue.valid_K.any()
+    assert queue.keys("up").isfinite().all()
+    assert int(queue.pointer) == 16
+
+
+def test_running_statistics_start_anew_after_a_skipped_step_that_spoilt_them():
+    stage = build(norm="bn")
+    spoilt, sound = (stage.query.encoder.layers[i].get_submodule("norm1") for i in (1, 2))
+    run(stage, 1)
+    kept = sound.running_mean.clone()
+    spoilt.running_mean[0] = float("nan")
+    stage.after_skip()
+    assert spoilt.running_mean.isfinite().all()
+    assert torch.equal(sound.running_mean, kept)
 
 
 def test_shuffled_keys_come_back_to_their_images():

@@ -1,0 +1,124 @@
+"""The probes of stage 1: linear classifiers on frozen halves every k epochs, as numbers and as a
+picture that the driver takes to MLflow.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from dri_iqa import storage
+from dri_iqa.config import Stage1Config
+from dri_iqa.data.batches import Source
+from dri_iqa.data.schedule import choose
+from dri_iqa.evaluation.probe import Views, half_features, make_views, probe_errors
+from dri_iqa.images import decode, resize_short_side
+from dri_iqa.stages import PretrainStage
+from dri_iqa.stages.base import Stage
+from pipelines.runtime.tracking import PICTURES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The clean images of a run."""
+
+    train: tuple[int, ...]
+    """Ids that stage 1 may see."""
+    fit: tuple[int, ...]
+    """Ids that probes are fitted on."""
+    test: tuple[int, ...]
+    """Ids of other photographs that probes are tested on; never in `train` where some are held
+    out."""
+
+
+def clean_parts(source: Source, stage1: Stage1Config, seed: int) -> Parts:
+    """Divide the clean images by photograph: sub-images of one never lie on both sides."""
+    table = source.open().manifest.images().to_pydict()
+    by_group: dict[str, list[int]] = {}
+    for image_id, group in zip(table["image_id"], table["group"], strict=True):
+        by_group.setdefault(group, []).append(image_id)
+    groups = sorted(by_group)
+
+    def some(count: int) -> set[str]:
+        return {groups[number] for number in choose(tuple(range(len(groups))), count, seed)}
+
+    def images(of: set[str], count: int | None = None) -> tuple[int, ...]:
+        found = [image_id for group in groups if group in of for image_id in by_group[group]]
+        return choose(tuple(found), count, seed)
+
+    held = some(round(stage1.held_out * len(groups))) if stage1.held_out else set()
+    # without held-out photographs a third of all tests the probes, though not the extractor
+    test = held or some(len(groups) // 3)
+    third = stage1.probe.images // 3
+    return Parts(
+        train=images(set(groups) - held, stage1.n_clean),
+        fit=images(set(groups) - test, stage1.probe.images - third),
+        test=images(test, third),
+    )
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """Probes a stage after an epoch, where one is due; what `Training.validate` wants."""
+
+    source: Source
+    parts: Parts
+    stage1: Stage1Config
+    crop: int
+    seed: int
+    target: str
+    """URI of the run's results."""
+
+    def __call__(self, stage: Stage, epoch: int) -> dict[str, float]:
+        """`probe_<type|level|content>_<up|low>`: error rates on held-out views."""
+        every, last = self.stage1.probe.epochs, self.stage1.optim.epochs
+        if not every or (epoch % every and epoch != last) or len(self.parts.test) < 2:
+            return {}
+        assert isinstance(stage, PretrainStage)
+        fit, test = self._views
+        device = next(stage.parameters()).device
+        known = half_features(stage.query.encoder, fit.crops_NCHW, device=device)
+        asked = half_features(stage.query.encoder, test.crops_NCHW, device=device)
+        row: dict[str, float] = {}
+        with torch.enable_grad():  # validation runs without; the classifiers are fitted with it
+            for half in known:
+                errors = probe_errors(fit, known[half], test, asked[half])
+                row |= {f"probe_{name}_{half}": error for name, error in errors.items()}
+        self._draw(test, asked, epoch)
+        return row
+
+    @cached_property
+    def _views(self) -> tuple[Views, Views]:
+        return self._make(self.parts.fit), self._make(self.parts.test)
+
+    def _make(self, ids: Sequence[int]) -> Views:
+        reader = self.source.open()
+        images = (
+            (image_id, resize_short_side(decode(reader.read(image_id)["bytes"]), self.crop))
+            for image_id in ids
+        )
+        return make_views(images, seed=self.seed, crop=self.crop, config=self.stage1.degrade)
+
+    def _draw(self, views: Views, features: dict[str, torch.Tensor], epoch: int) -> None:
+        from dri_iqa.evaluation.halves import halves_figure
+
+        with tempfile.TemporaryDirectory() as folder:
+            title = f"Both halves after epoch {epoch}, views of held-out photographs"
+            path = halves_figure(views, features, Path(folder) / "halves.png", title)
+            uri = storage.join(self.target, PICTURES, f"epoch_{epoch:04d}.png")
+            storage.write_bytes(uri, path.read_bytes())
+
+
+def image_names(source: Source) -> Callable[[Sequence[int]], list[str]]:
+    """Looks up names of images by id, for messages."""
+
+    def names(ids: Sequence[int]) -> list[str]:
+        reader = source.open()
+        return [str(reader.row(image_id)["name"]) for image_id in ids]
+
+    return names
