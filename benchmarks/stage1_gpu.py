@@ -120,7 +120,7 @@ def optimisation(config: JobConfig, optim: OptimConfig, device: torch.device) ->
     if optim.compile:
         for network in stage.networks():
             network.compile()
-    optimizer = torch.optim.Adam(stage.parameter_groups(), lr=optim.lr)
+    optimizer = torch.optim.Adam(stage.parameter_groups(), lr=optim.lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
     return Optimisation(
         model=stage,
