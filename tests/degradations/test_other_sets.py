@@ -14,7 +14,8 @@ from skimage import data
 
 from dri_iqa.degradations import OPERATORS
 from dri_iqa.degradations.realesrgan import generalised_kernel, sinc_kernel
-from tests.degradations.test_operator_references import gaussian, resampling
+from tests.degradations.test_operator_references import gaussian
+from tests.degradations.test_optional_operators import resampling
 
 PHOTO = (data.astronaut()[40:120, 160:260] / 255).astype(np.float32)
 PHOTO64 = PHOTO.astype(np.float64)
