@@ -98,8 +98,9 @@ def train(training: Training, host: Host) -> list[Metrics]:
             _tell(training, progress, metrics, clock, total)
         if progress.step % per_epoch == 0:
             _finish_epoch(training, host, work, progress, clock)
-        if _checkpoint_due(training, host, progress):
-            _save(training, host, work, progress, wait=progress.step == total)
+        leaving = _preempted(training, host, progress)
+        if leaving or _checkpoint_due(training, progress):
+            _save(training, host, work, progress, wait=leaving or progress.step == total)
     if work.average is not None:
         work.average.copy_to(work.stage)
     return progress.history
@@ -239,17 +240,21 @@ def _finish_epoch(
         )
 
 
-def _checkpoint_due(training: Training, host: Host, progress: Progress) -> bool:
-    """At the end of an epoch, every `checkpoint_steps`, and when a node is about to go."""
-    optim, step = training.optim, progress.step
-    every = optim.checkpoint_steps
-    due = step % training.steps_per_epoch == 0 or bool(every and step % every == 0)
-    notice = step % optim.preemption_steps == 0 and host.preempted()
+def _checkpoint_due(training: Training, progress: Progress) -> bool:
+    """At the end of an epoch, and every `checkpoint_steps`."""
+    step, every = progress.step, training.optim.checkpoint_steps
+    return step % training.steps_per_epoch == 0 or bool(every and step % every == 0)
+
+
+def _preempted(training: Training, host: Host, progress: Progress) -> bool:
+    """Whether a node is about to go; then a checkpoint is wanted at once, and training goes on."""
+    notice = progress.step % training.optim.preemption_steps == 0 and host.preempted()
     if notice and host.rank == 0:
         training.journal.post(
-            run=training.key, say=f"a node is about to be taken away: checkpoint at step {step}"
+            run=training.key,
+            say=f"a node is about to be taken away: checkpoint at step {progress.step}",
         )
-    return due or notice
+    return notice
 
 
 def _save(

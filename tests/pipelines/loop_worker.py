@@ -32,7 +32,7 @@ CROP, BATCH, PER_EPOCH, EPOCHS, SAVED_EVERY, KILL_AT = 32, 8, 20, 5, 10, 57
 SPOILT = 7
 OPTIM = OptimConfig(
     batch_size=BATCH, epochs=EPOCHS, lr=2e-3, warmup_epochs=1, clip_norm=1.0, ema=0.9,
-    checkpoint_steps=SAVED_EVERY,
+    checkpoint_steps=SAVED_EVERY, accumulate=2,
 )  # fmt: skip
 
 
