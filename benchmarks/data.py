@@ -42,7 +42,8 @@ from dri_iqa.data.shards import plan_shards, write_shard
 from dri_iqa.degradations.threads import pin_threads
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.config import ClusterConfig, compose
-from pipelines.runtime.streams import loader_stream, ray_stream
+from pipelines.runtime.loader import loader_stream
+from pipelines.runtime.streams import ray_stream
 from pipelines.runtime.tasks import run_tasks
 
 

@@ -67,3 +67,12 @@ def test_every_constraint_is_a_name_and_a_version() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!_-]+", line) for line in lines)
     names = [line.partition("==")[0].lower() for line in lines]
     assert len(names) == len(set(names))
+
+
+def test_data_processes_do_without_torch() -> None:
+    """They start often and several at a time; torch would cost each of them seconds and hundreds of megabytes."""
+    code = "import sys, pipelines.runtime.streams, dri_iqa.data.batches; print('torch' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert answer.stdout.split() == ["False"]

@@ -14,12 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dri_iqa import storage
 from dri_iqa.degradations.threads import pin_threads
+from pipelines.runtime.pacing import pace
 
 Batch = dict[str, np.ndarray]
+RETRIES = "retries"
+"""Travels with a batch: requests to storage that were repeated for it elsewhere."""
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +56,10 @@ def stream(
         settings: the plan's `data_processes`, `cpus_per_data_task` and `degrade_resource`.
     """
     if not ray.is_initialized():
+        from pipelines.runtime.loader import (
+            loader_stream,  # imports torch, which data processes do without
+        )
+
         return loader_stream(make_batch, start, stop, processes=settings["data_processes"])
     return ray_stream(
         make_batch,
@@ -90,6 +96,7 @@ def ray_stream(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    pace(context)
     resources: dict[str, Any] = {"num_cpus": cpus_per_process}
     if degrade_resource:
         resources["resources"] = {"degrade": degrade_resource}
@@ -115,59 +122,12 @@ def ray_stream(
         batches: Any = mine.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy")
         for row in batches:
             rows = int(row.pop(_ROWS)[0])
-            storage.add_retries(int(row.pop(_RETRIES)[0]))
+            storage.add_retries(int(row.pop(RETRIES)[0]))
             yield {
                 name: array[0][:rows] if _has_batch_axis(name) else array[0]
                 for name, array in row.items()
             }
         report(mine.stats())
-
-
-def loader_stream(
-    make_batch: MakeBatch, start: int, stop: int, *, processes: int
-) -> Iterator[Batch]:
-    """Batches for steps start..stop-1 from a PyTorch DataLoader on this machine, without Ray.
-
-    Args:
-        make_batch: picklable; step -> arrays.
-        start: first step.
-        stop: one past the last step.
-        processes: worker processes; 0 makes the batches in this one.
-    """
-    loader = DataLoader(
-        _Steps(make_batch, start, stop),
-        batch_size=None,  # an item is a batch already
-        num_workers=processes,
-        worker_init_fn=_pin_worker,
-        # Forked copies of clients of an object store do not work.
-        multiprocessing_context="forkserver" if processes else None,
-    )
-    for tensors in loader:  # tensors, because these pass between processes without a copy
-        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
-        storage.add_retries(int(batch.pop(_RETRIES)))
-        yield batch
-
-
-class _Steps(Dataset[Batch]):
-    """The steps start..stop-1 as a data set of batches."""
-
-    def __init__(self, make_batch: MakeBatch, start: int, stop: int) -> None:
-        self._make_batch, self._start, self._count = make_batch, start, max(0, stop - start)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        before = storage.retries()
-        batch = self._make_batch(self._start + index)
-        elsewhere = storage.retries() - before if get_worker_info() else 0
-        return batch | {_RETRIES: np.array(elsewhere)}
-
-
-def _pin_worker(_: int) -> None:
-    pin_threads()
 
 
 class _Maker:
@@ -183,10 +143,10 @@ class _Maker:
                 # One row is one batch, so pixels keep a fixed shape and are never re-batched on the way.
                 before = storage.retries()
                 row = _pad(self._make_batch(step), self._make_batch.max_rows)
-                yield row | {_RETRIES: np.array([storage.retries() - before])}
+                yield row | {RETRIES: np.array([storage.retries() - before])}
 
 
-_ROWS, _RETRIES = "rows", "retries"
+_ROWS = "rows"
 
 
 def _has_batch_axis(name: str) -> bool:

@@ -26,7 +26,8 @@ from dri_iqa.data.schedule import Schedule
 from dri_iqa.data.shards import plan_shards, write_shard
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.config import ClusterConfig
-from pipelines.runtime.streams import loader_stream, ray_stream
+from pipelines.runtime.loader import loader_stream
+from pipelines.runtime.streams import ray_stream
 
 pytestmark = pytest.mark.ray
 
