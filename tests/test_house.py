@@ -71,7 +71,9 @@ def test_every_constraint_is_a_name_and_a_version() -> None:
 
 def test_data_processes_do_without_torch() -> None:
     """They start often and several at a time; torch would cost each of them seconds and hundreds of megabytes."""
-    code = "import sys, pipelines.runtime.streams, dri_iqa.data.batches; print('torch' in sys.modules)"
+    code = (
+        "import sys, pipelines.runtime.streams, dri_iqa.data.batches; print('torch' in sys.modules)"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )

@@ -317,3 +317,16 @@ def test_reduced_precision_and_channels_last_train_to_about_the_same_losses(
     assert reduced[0] == pytest.approx(exact[0], rel=0.02)
     assert all(math.isfinite(loss) for loss in reduced)
     assert sum(reduced[-5:]) == pytest.approx(sum(exact[-5:]), rel=0.1)
+
+
+def test_a_short_average_forgets_where_it_began() -> None:
+    module = torch.nn.Linear(1, 1)
+    average = WeightAverage(module, 0.9)
+    start = module.weight.item()
+    for _ in range(2):
+        with torch.no_grad():
+            module.weight.add_(1)
+        average.update(module)
+    average.copy_to(module)
+    first = 0.1 * start + 0.9 * (start + 1)  # rates 1/10 and 2/11, below 0.9
+    assert module.weight.item() == pytest.approx(2 / 11 * first + 9 / 11 * (start + 2))
