@@ -223,7 +223,6 @@ def _finish_epoch(
         row = {name: float(value) / host.world for name, value in zip(names, sums, strict=True)}
     row["skipped_steps"] = float(progress.skipped)
     row["lr_scale_now"] = learning_rate(training.optim, 1.0, epoch - 1)
-    timing = clock.end_of_epoch()
     if training.validate is not None and host.rank == 0:
         stage.eval()
         averaged = work.average.applied(stage) if work.average is not None else nullcontext()
@@ -231,6 +230,7 @@ def _finish_epoch(
             row |= training.validate(stage, epoch)
         stage.train()
     # Speed is for people: it is not part of the history, which must not depend on how often a run was resumed.
+    timing = clock.end_of_epoch()
     progress.history.append({"epoch": float(epoch)} | row)
     progress.sums, progress.count = {}, 0
     if host.rank == 0:

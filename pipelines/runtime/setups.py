@@ -206,9 +206,10 @@ def check_batch(optim: OptimConfig, batch: int, world: int, stage: str) -> None:
 def _identity(spec: RunSpec) -> dict[str, Any]:
     """What a checkpoint must agree on to be resumed: settings and data, not places or workers."""
     inputs = spec.inputs
-    data = {"clean_manifest": inputs.clean_digest}
+    data: dict[str, Any] = {"clean_manifest": inputs.clean_digest}
     if spec.stage == "train":
         data |= {"scored_manifest": inputs.scored_digest, "split": inputs.split_digest}
+        data["extractor"] = spec.pretrained["sha256"] if spec.pretrained else None
     return {**spec.config, "data": data}
 
 
