@@ -165,6 +165,11 @@ def save_bundle(
         "versions": _versions(),
         "meta": meta,
     }
+    return _seal(directory, head, data)
+
+
+def _seal(directory: str | os.PathLike[str], head: dict[str, Any], data: bytes) -> str:
+    """Publish configuration and tensors under the configuration's digest, and return it."""
     try:
         digest = _config_digest(head)
     except (TypeError, ValueError) as error:

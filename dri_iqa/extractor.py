@@ -10,7 +10,6 @@ if anything differs), but for an extractor, which cannot score yet:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,9 +27,8 @@ from dri_iqa.bundle import (
     BundleError,
     _check_config_digest,
     _check_tensors,
-    _config_digest,
-    _publish,
     _read,
+    _seal,
     _sha256,
     _Tensors,
     _versions,
@@ -114,13 +112,7 @@ def save_extractor(
         "versions": _versions(),
         "meta": meta,
     }
-    try:
-        digest = _config_digest(head)
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"meta must be plain JSON data: {error}") from None
-    text = json.dumps({**head, "sha256": digest}, indent=2, allow_nan=False) + "\n"
-    _publish(str(directory), {TENSOR_FILE: data, CONFIG_FILE: text.encode()})
-    return digest
+    return _seal(directory, head, data)
 
 
 def load_extractor(
