@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Test processes: one of them runs all tests that start Ray, one after the other.
+TEST_PROCESSES ?= 2
 # The object store that tests run against (OpenStack Swift) has an environment of its own.
 S3 := .venv-s3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -33,7 +35,7 @@ run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=
 	$(BIN)/python pipelines/full.py $(ARGS)
 
 test: $(READY) $(S3)/.ready  ## all tests that need neither an accelerator nor hours
-	$(BIN)/python -m pytest -m "not gpu and not hours" $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup -m "not gpu and not hours" $(ARGS)
 
 test-gpu: $(READY)  ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -5,7 +5,8 @@
 Everything is measured in one run on the same cores and printed as one JSON object. `stream` alternates a plain
 multi-process DataLoader and Ray Data over the same operator (fetch, decode, crop, degrade), the same steps and the
 same number of processes, to a consumer that does nothing. `memory` reads one epoch of 1x, 4x and 16x images.
-`ingest` compares with reading the files and writing Parquet in plain pyarrow, which checks nothing.
+`ingest` compares with reading the files and writing the same shards (columns, row groups) in plain pyarrow, which
+checks and hashes nothing, and with a table of names and bytes alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from dri_iqa.data.datasets import read_dataset
 from dri_iqa.data.manifest import Manifest, publish
 from dri_iqa.data.records import DataSet
 from dri_iqa.data.schedule import Schedule
-from dri_iqa.data.shards import plan_shards, write_shard
+from dri_iqa.data.shards import SCHEMA, plan_shards, write_shard
 from dri_iqa.degradations.threads import pin_threads
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.config import ClusterConfig, compose
@@ -58,8 +59,8 @@ class Pass:
     waits: dict[str, float] = field(default_factory=dict)
 
 
-def ingested(dataset: DataSet, folder: Path) -> Source:
-    results = [write_shard(plan, str(folder)) for plan in plan_shards(dataset, cut=480)]
+def ingested(dataset: DataSet, folder: Path, cut: int | None = 480) -> Source:
+    results = [write_shard(plan, str(folder)) for plan in plan_shards(dataset, cut=cut)]
     return Source(uri=str(folder), digest=publish(str(folder), dataset, results).digest)
 
 
@@ -227,22 +228,40 @@ def measure_ingest(dataset: DataSet, rounds: int) -> Any:
     system, _ = storage.filesystem(files[0])
     paths = [storage.filesystem(name)[1] for name in files]
 
-    def plain(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = ingested(dataset, Path(folder), cut=None)
+        rows = Manifest.load(made.uri).table()
+    paths = [paths[image_id] for image_id in rows["image_id"].to_pylist()]  # without duplicates
+
+    def write(folder: Path, columns: list[str]) -> None:
         folder.mkdir()
-        for start in range(0, len(files), 512):
-            names = paths[start : start + 512]
-            data = [_read(system, name) for name in names]
-            table = pa.table({"name": names, "bytes": data})
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        for start in range(0, len(paths), 512):
+            data = pa.array([_read(system, name) for name in paths[start : start + 512]])
+            known = rows.slice(start, 512)
+            arrays = [data if name == "bytes" else known[name] for name in columns]
+            table = pa.Table.from_arrays(arrays, schema=schema)
             pq.write_table(table, folder / f"{start}.parquet", row_group_size=4, compression="none")
 
+    def plain(folder: Path) -> None:
+        write(folder, SCHEMA.names)
+
+    def bytes_only(folder: Path) -> None:
+        write(folder, ["name", "bytes"])
+
     def ours(folder: Path) -> None:
-        ingested(dataset, folder)
+        ingested(dataset, folder, cut=None)
 
     def tasks(folder: Path) -> None:
         calls = [(plan, str(folder)) for plan in plan_shards(dataset, len(files) // 16 + 1)]
         publish(str(folder), dataset, list(run_tasks(write_shard, calls, cpus=1.0)))
 
-    ways: dict[str, Callable[[Path], None]] = {"plain": plain, "ours": ours, "ours_ray": tasks}
+    ways: dict[str, Callable[[Path], None]] = {
+        "plain": plain,
+        "plain_names_and_bytes": bytes_only,
+        "ours": ours,
+        "ours_ray": tasks,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -280,7 +299,10 @@ def main() -> None:
             dataset = read_dataset("sample", None, part="clean")
         report: dict[str, Any] = {"cores": os.cpu_count(), "preset": options.preset}
         source = ingested(dataset, work / "shards")
-        with connect(ClusterConfig(kind="local", num_cpus=2 * options.processes + 2)):
+        cluster = ClusterConfig(
+            kind="local", num_cpus=2 * options.processes + 2, object_store_mb=4000
+        )
+        with connect(cluster):
             if "stream" in options.parts:
                 report["stream"] = measure_stream(
                     source, options.preset, options.processes, options.steps, options.rounds

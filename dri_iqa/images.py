@@ -18,6 +18,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dri_iqa.jpeg_structure import intact_size
+
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded, in pixels (Pillow's own default: 256 MiB of RGB)."""
 
@@ -70,18 +72,16 @@ def decode(data: bytes, *, exif_transpose: bool = False) -> np.ndarray:
 def probe(data: bytes) -> tuple[int, int]:
     """(height, width) of an image that `decode` accepts, for less where it is a JPEG.
 
-    A JPEG's whole scan is read, which is where files are broken, but only an eighth of each side is
-    reconstructed.
+    A JPEG is judged by its structure; only where that is broken or unusual, it is decoded.
 
     Raises:
         ImageError: as `decode`.
     """
-    if not data.startswith(b"\xff\xd8"):
-        height, width = decode(data).shape[:2]
-        return height, width
-    size: list[int] = []
-    _loaded(data, size)
-    return size[1], size[0]
+    size = intact_size(data)
+    if size is not None and size[0] * size[1] <= MAX_PIXELS:
+        return size
+    height, width = decode(data).shape[:2]
+    return height, width
 
 
 def content_digest(image_HWC: np.ndarray) -> bytes:
@@ -113,8 +113,7 @@ def resize(image_HWC: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.array(source.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _loaded(data: bytes, size: list[int] | None = None) -> Image.Image:
-    """The decoded image; where `size` is given, a small version, and width and height go there."""
+def _loaded(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("empty")
     if _cut_short(data):
@@ -123,9 +122,6 @@ def _loaded(data: bytes, size: list[int] | None = None) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _bomb(image.width * image.height)
     try:
-        if size is not None:
-            size += image.size
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
     except MemoryError:
         raise ImageError(f"out of memory ({image.width}x{image.height})") from None

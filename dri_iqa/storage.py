@@ -87,6 +87,9 @@ def read_bytes(uri: str) -> bytes:
         StorageError: the store refused or kept failing.
     """
 
+    if "://" not in uri and uri:
+        return with_retries(lambda: _read_local(uri), "read", uri)
+
     def read(stream: pa.NativeFile) -> bytes:
         data = stream.read()
         if len(data) != stream.size():
@@ -298,6 +301,11 @@ def _s3(
 def _info(uri: str) -> fs.FileInfo:
     system, path = _filesystem(uri)
     return with_retries(lambda: system.get_file_info(path), "look up", uri)
+
+
+def _read_local(path: str) -> bytes:
+    with open(os.path.expanduser(path), "rb") as stream:
+        return stream.read()
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dri_iqa.images import MAX_PIXELS, ImageError, decode, probe, resize_short_side
+from dri_iqa.jpeg_structure import intact_size
 
 RGB_HWC = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
 IMAGE = Image.fromarray(RGB_HWC)
@@ -208,6 +209,53 @@ def test_a_probe_judges_as_the_decoder_does(form: str) -> None:
     assert [judged(probe, data) for data in cases] == verdicts
     assert verdicts[0] == (50, 60)
     assert any(isinstance(verdict, str) for verdict in verdicts[5:])
+
+
+JPEG_OPTIONS: tuple[dict[str, object], ...] = (
+    {},
+    {"progressive": True},
+    {"optimize": True},
+    {"subsampling": 0, "quality": 98},
+    {"restart_marker_blocks": 2},
+    {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0", "comment": b"\xff\xd9"},
+)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("options", JPEG_OPTIONS, ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_is_accepted_by_its_structure_can_be_decoded(
+    mode: str, options: dict[str, object]
+) -> None:
+    """Headers and tables are broken more often than their share of the file: decoders refuse those."""
+    whole = encoded(SMOOTH.convert(mode), "JPEG", **options)
+    assert intact_size(whole) == (50, 60)
+    header = whole.find(b"\xff\xda") + 14
+    rng = np.random.default_rng(2)
+    accepted = 0
+    for number in range(400):
+        data = bytearray(whole)
+        start = int(rng.integers(2, header if number % 4 else len(data)))
+        length = int(rng.integers(1, 9))
+        data[start : start + length] = rng.bytes(int(rng.integers(0, 9))) if number % 2 else b""
+        if number % 3 == 0:
+            data = bytearray(whole)
+            data[start] ^= 1 << int(rng.integers(8))
+        size = intact_size(bytes(data))
+        if size is not None:
+            accepted += 1
+            assert judged(lambda d: decode(d).shape, bytes(data)) == size
+        assert judged(probe, bytes(data)) == judged(lambda d: decode(d).shape, bytes(data))
+    assert accepted > 20
+
+
+def test_a_jpeg_that_is_odd_is_left_to_the_decoder() -> None:
+    whole = encoded(SMOOTH, "JPEG")
+    stray = whole[:-40] + b"\xff\x05" + whole[-40:]
+    for data in (whole[:-2], whole, stray, b"", b"\xff\xd8", encoded(SMOOTH, "PNG")):
+        assert (intact_size(data) is None) == (data is not whole)
+    two = encoded(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.resize((20, 20))])
+    assert probe(two) == (50, 60)
 
 
 def test_a_probe_of_odd_jpegs() -> None:

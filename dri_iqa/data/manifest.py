@@ -24,7 +24,15 @@ import pyarrow.parquet as pq
 
 from dri_iqa import storage
 from dri_iqa.data.records import DataError, DataSet, ScoreKind
-from dri_iqa.data.shards import FORMAT, SCHEMA, Quarantined, ShardInfo, ShardResult
+from dri_iqa.data.shards import (
+    FORMAT,
+    SCHEMA,
+    Quarantined,
+    ShardInfo,
+    ShardResult,
+    parquet_bytes,
+    table_uri,
+)
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.parquet"
@@ -149,15 +157,16 @@ def publish(
             left.
     """
     ordered = sorted(results, key=lambda result: result.info.name)
-    shards = tuple(result.info for result in ordered if result.info.rows)
+    filled = [result for result in ordered if result.info.rows]
+    shards = tuple(result.info for result in filled)
     bad = [row for result in ordered for row in result.quarantined]
-    pieces = [_metadata(directory, number, info) for number, info in enumerate(shards)]
+    pieces = [_metadata(directory, number, result) for number, result in enumerate(filled)]
     rows = [row for piece in pieces for row in piece.to_pylist()]
     rows.sort(key=lambda row: row["image_id"])
     listed = len(rows) + len(bad)
     rows = _without_orphans(_without_duplicates(rows, bad), bad)
     quarantine = storage.join(directory, QUARANTINE)
-    storage.write_bytes(quarantine, _parquet(_quarantine_table(bad)))
+    storage.write_bytes(quarantine, parquet_bytes(_quarantine_table(bad)))
     if len(bad) > max_bad * listed or not any(row["role"] == "image" for row in rows):
         reasons: dict[str, int] = {}
         for row in bad:
@@ -168,7 +177,7 @@ def publish(
             f"{dataset.name}: {len(bad)} of {listed} rows cannot be used ({summary}), allowed are"
             f" {max_bad:.2%}\nSee {quarantine}; repair the files or raise data.max_bad."
         )
-    data = _parquet(pa.Table.from_pylist(rows, schema=_table_schema()))
+    data = parquet_bytes(pa.Table.from_pylist(rows, schema=_table_schema()))
     digest = hashlib.sha256(data).hexdigest()
     table_name = f"table-{digest[:16]}.parquet"
     storage.write_bytes(storage.join(directory, table_name), data, verify=True)
@@ -320,9 +329,12 @@ def _damaged(name: str, reason: str) -> DataError:
     return DataError(f"the shard {name} cannot be used: {reason}\nRestore it or ingest again.")
 
 
-def _metadata(directory: str, number: int, info: ShardInfo) -> pa.Table:
-    uri = storage.join(directory, info.name)
-    table = storage.with_file(uri, lambda stream: pq.read_table(stream, columns=_METADATA))
+def _metadata(directory: str, number: int, result: ShardResult) -> pa.Table:
+    info, uri = result.info, table_uri(directory, result.info.name)
+    data = storage.read_bytes(uri)
+    if hashlib.sha256(data).hexdigest() != result.table_sha256:
+        raise DataError(f"{uri} was changed\nDelete it and ingest again.")
+    table = pq.read_table(io.BytesIO(data))
     places = np.arange(table.num_rows)
     return (
         table.append_column("shard", pa.array(np.full(table.num_rows, number)))
@@ -333,12 +345,6 @@ def _metadata(directory: str, number: int, info: ShardInfo) -> pa.Table:
 
 def _table_schema() -> pa.Schema:
     return pa.schema([SCHEMA.field(name) for name in _METADATA] + list(PLACE))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
 
 
 def _quarantine_table(rows: Sequence[Quarantined]) -> pa.Table:

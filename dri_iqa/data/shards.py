@@ -17,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -51,7 +51,8 @@ SCHEMA = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
     ]
 )
-_COMPRESSION = {name: "none" if name == "bytes" else "zstd" for name in SCHEMA.names}
+PARTS = "parts"
+"""Directory of the records and the tables (the rows without bytes) of single shards."""
 TILES = 4096
 """Ids reserved for the sub-images of one image where images are cut."""
 FETCH_AHEAD = 8
@@ -87,11 +88,11 @@ class ShardPlan:
         """SHA-256 of everything that decides the shard's bytes, as far as a listing can tell."""
         rows = []
         for image_id, role, record in self.rows:
-            values = asdict(record)
+            values = dict(vars(record))
             if record.data is not None:
                 values["data"] = hashlib.sha256(record.data).hexdigest()
             rows.append((image_id, role, values))
-        value = asdict(replace(self, rows=())) | {"rows": rows, "format": FORMAT}
+        value = vars(self) | {"rows": rows, "format": FORMAT}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -122,6 +123,8 @@ class ShardResult:
     """What writing one shard gave."""
 
     info: ShardInfo
+    table_sha256: str
+    """Of the rows without their bytes, which lie in a file of their own (`table_uri`)."""
     quarantined: tuple[Quarantined, ...] = ()
     resumed: bool = field(default=False, compare=False)
     """True where an earlier ingest had written it already."""
@@ -217,25 +220,25 @@ def write_shard(plan: ShardPlan, directory: str) -> ShardResult:
         StorageError: the source kept failing, or the directory cannot be written.
     """
     target = storage.join(directory, plan.name)
-    receipt = storage.join(directory, "parts", plan.name.replace(".parquet", ".json"))
-    if done := _resume(plan, target, receipt):
+    receipt = storage.join(directory, PARTS, plan.name.replace(".parquet", ".json"))
+    plan_digest = plan.digest
+    if done := _resume(plan_digest, directory, target, receipt):
         return done
     quarantined: list[Quarantined] = []
     sink = pa.BufferOutputStream()
-    count = 0
+    count, tables = 0, [SCHEMA.empty_table().drop_columns("bytes")]
+    # A row group holds few rows: packing its columns would cost more time than it saves space.
     with pq.ParquetWriter(
-        sink,
-        SCHEMA,
-        use_dictionary=False,
-        compression=_COMPRESSION,  # pyright: ignore[reportArgumentType]
-        write_statistics=False,
+        sink, SCHEMA, use_dictionary=False, compression="none", write_statistics=False
     ) as writer:
         rows = _rows(plan, quarantined)
         while some := list(itertools.islice(rows, ROW_GROUPS_AT_ONCE * plan.row_group_rows)):
             table = pa.Table.from_pylist(some, schema=SCHEMA)
             writer.write_table(table, row_group_size=plan.row_group_rows)
+            tables.append(table.drop_columns("bytes"))
             count += len(some)
     data = sink.getvalue().to_pybytes() if count else b""
+    table_data = parquet_bytes(pa.concat_tables(tables))
     info = ShardInfo(
         name=plan.name,
         rows=count,
@@ -245,30 +248,51 @@ def write_shard(plan: ShardPlan, directory: str) -> ShardResult:
     )
     if count:
         storage.write_bytes(target, data, verify=True)
-    result = ShardResult(info=info, quarantined=tuple(quarantined))
+    storage.write_bytes(table_uri(directory, plan.name), table_data)
+    result = ShardResult(
+        info=info,
+        table_sha256=hashlib.sha256(table_data).hexdigest(),
+        quarantined=tuple(quarantined),
+    )
     storage.write_json(
         receipt,
         {
-            "plan": plan.digest,
+            "plan": plan_digest,
             "info": asdict(info),
+            "table_sha256": result.table_sha256,
             "quarantined": [asdict(row) for row in quarantined],
         },
     )
     return result
 
 
-def _resume(plan: ShardPlan, target: str, receipt: str) -> ShardResult | None:
+def table_uri(directory: str, shard: str) -> str:
+    """Where the rows of a shard lie without their bytes, as one small Parquet file."""
+    return storage.join(directory, PARTS, shard)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file; the same table gives the same bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _resume(plan_digest: str, directory: str, target: str, receipt: str) -> ShardResult | None:
     try:
         stored = storage.read_json(receipt)
-        if stored["plan"] != plan.digest:
+        if stored["plan"] != plan_digest:
             return None
         info = ShardInfo(**stored["info"])
+        table_sha256 = str(stored["table_sha256"])
+        if not storage.exists(table_uri(directory, info.name)):
+            return None
         rows = tuple(Quarantined(**row) for row in stored["quarantined"])
     except (FileNotFoundError, storage.StorageError, KeyError, TypeError):
         return None
     if info.rows and storage.size(target) != info.size:
         return None
-    return ShardResult(info=info, quarantined=rows, resumed=True)
+    return ShardResult(info=info, table_sha256=table_sha256, quarantined=rows, resumed=True)
 
 
 def _rows(plan: ShardPlan, quarantined: list[Quarantined]) -> Iterator[dict[str, Any]]:

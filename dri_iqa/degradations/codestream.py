@@ -8,7 +8,7 @@ exist. The price is that the image is rounded to multiples of f first, a noise o
 quantisation removes again; from 24:1 on the rounding errors are arranged so that it removes nearly all. So f is the
 largest of 1, 2, 4 ... 32 whose square is likely to stay below `tolerance` times the coding error; what is decoded is
 checked, and coded again with a smaller f if it did not. On photographs, sharpened, blurred, noisy and coded ones among
-them, that costs 0.05 dB on average and at most 0.3 dB. With f = 1 the result is OpenJPEG's own, byte for byte.
+them, that costs 0.05 dB on average and at most 0.25 dB. With f = 1 the result is OpenJPEG's own, byte for byte.
 
 Legend: H, W height and width in pixels; C = 3 channels; N coefficients.
 """

@@ -180,7 +180,7 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
             address="local",
             num_cpus=config.num_cpus or os.cpu_count(),
             include_dashboard=True,
-            object_store_memory=500_000_000,
+            object_store_memory=_object_store_bytes(config),
             runtime_env={"env_vars": environment},
             **common,
         )
@@ -189,6 +189,14 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
         yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
     finally:
         ray.shutdown()
+
+
+def _object_store_bytes(config: ClusterConfig) -> int:
+    if config.object_store_mb is not None:
+        return config.object_store_mb * 1_000_000
+    if not _visible_gpus():
+        return 500_000_000
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 5
 
 
 def _visible_gpus() -> float:

@@ -88,6 +88,9 @@ class ClusterConfig(StrictConfig):
     attaches where RAY_ADDRESS is set."""
     num_cpus: int | None = None
     """CPUs of the local Ray; None takes the cores of the machine."""
+    object_store_mb: int | None = None
+    """Shared memory of the local Ray, in which batches wait for the trainer; None takes 500 MB, and a fifth of the
+    machine's memory where it has an accelerator (whose batches are larger: a paper-scale task makes 300 MB)."""
     workers: int = 1
     """Training workers (ranks)."""
     cpus_per_worker: float = 0.5

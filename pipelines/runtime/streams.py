@@ -8,6 +8,7 @@ checkpoint stands, without replay, and there is no pause between epochs. On a cl
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -38,8 +39,10 @@ class MakeBatch(Protocol):
         ...
 
 
-# A task makes this many batches: enough to pay for its start, few enough that the first batch comes soon.
+# A task makes this many batches, enough to pay for its start. Its batches arrive together, so the first tasks of a
+# stream make fewer: training begins while they are still being made.
 STEPS_PER_TASK = 8
+FIRST_TASKS = (1, 1, 2, 4)
 # Tasks known to Ray at a time: what a stream costs must not grow with the length of the run.
 TASKS_PER_DATASET = 4096
 
@@ -103,14 +106,12 @@ def ray_stream(
 
     segment = STEPS_PER_TASK * TASKS_PER_DATASET
     for begin in range(start, stop, segment):
-        tasks = [
-            {"first": first} for first in range(begin, min(begin + segment, stop), STEPS_PER_TASK)
-        ]
+        tasks = _tasks(begin, min(begin + segment, stop))
         # Items in memory, not `ray.data.range`: its read tasks want a whole CPU each, beside ours.
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
         dataset = dataset.map_batches(
             _Maker,
-            fn_constructor_args=(make_batch, stop),
+            fn_constructor_args=(make_batch,),
             batch_size=None,
             # Processes that stay: with plain tasks Ray may start a new one, with all its imports, every few seconds.
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_processes),
@@ -130,16 +131,27 @@ def ray_stream(
         report(mine.stats())
 
 
+def _tasks(start: int, stop: int) -> list[dict[str, int]]:
+    """The steps of a stream, dealt to tasks in order."""
+    tasks: list[dict[str, int]] = []
+    sizes = itertools.chain(FIRST_TASKS, itertools.repeat(STEPS_PER_TASK))
+    while start < stop:
+        end = min(start + next(sizes), stop)
+        tasks.append({"first": start, "end": end})
+        start = end
+    return tasks
+
+
 class _Maker:
     """What a process of the pool runs: its reader and caches live as long as the process."""
 
-    def __init__(self, make_batch: MakeBatch, stop: int) -> None:
+    def __init__(self, make_batch: MakeBatch) -> None:
         pin_threads()
-        self._make_batch, self._stop = make_batch, stop
+        self._make_batch = make_batch
 
     def __call__(self, tasks: Any) -> Iterator[Any]:
-        for first in tasks["first"]:
-            for step in range(int(first), min(int(first) + STEPS_PER_TASK, self._stop)):
+        for first, end in zip(tasks["first"], tasks["end"], strict=True):
+            for step in range(int(first), int(end)):
                 # One row is one batch, so pixels keep a fixed shape and are never re-batched on the way.
                 before = storage.retries()
                 row = _pad(self._make_batch(step), self._make_batch.max_rows)

@@ -73,7 +73,7 @@ def test_coarser_steps_cost_no_quality(name: str, ratio: float) -> None:
     image = PHOTOS[name]
     own = codec.roundtrip(image, ratio, 1)
     ours = codec.roundtrip(image, ratio)
-    assert psnr(ours, image) > psnr(own, image) - 0.35
+    assert psnr(ours, image) > psnr(own, image) - 0.25
     assert psnr(ours, own) > min(psnr(own, image) + 4, 40), (
         "the two differ by less than either from the image"
     )

@@ -14,11 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Every step does its real work on a part of the sample, with budgets that only show that it runs.
 BRIEF = (
-    "data.limit=200",
+    "data.limit=120",
     "search.trials=2",
     "search.epochs=2",
-    "stage1.optim.epochs=12",
-    "stage2.optim.epochs=4",
+    "stage1.optim.epochs=6",
+    "stage1.probe.images=9",
+    "stage2.optim.epochs=3",
+    "stage2.val_crops=1",
     "evaluate.crops=5",
     "evaluate.bootstrap=50",
 )

@@ -94,14 +94,17 @@ def submit(
 
 def test_both_ways_of_submitting_register_a_version(head: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "runs"
-    for seed, options in enumerate((["--working-dir", "."], [])):
-        answer = submit(head, *options, arguments=(f"output={output}", f"seed={seed}", *ONE_TRIAL))
+    # The second job evaluates otherwise: it is another job, and finds what the first one trained.
+    ways = ((["--working-dir", "."], 50), ([], 60))
+    for before, (options, rounds) in enumerate(ways):
+        arguments = (f"output={output}", *ONE_TRIAL, f"evaluate.bootstrap={rounds}")
+        answer = submit(head, *options, arguments=arguments)
         assert answer.returncode == 0, answer.stdout + answer.stderr
         client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
         versions = client.search_model_versions("name = 'dri-iqa'")
-        assert len(versions) == seed + 1
+        assert len(versions) == before + 1
         champion = client.get_model_version_by_alias("dri-iqa", "champion")
-        assert int(champion.version) == seed + 1
+        assert int(champion.version) == before + 1
 
 
 def test_a_failing_job_has_an_exit_code(head: dict[str, str], tmp_path: Path) -> None:
