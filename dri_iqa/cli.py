@@ -168,6 +168,25 @@ def gallery(
     print(out)
 
 
+@app.command()
+@friendly("dri-iqa export")
+def export(
+    out: Annotated[str, typer.Option(help="File to write, e.g. model.pt2 (or an s3:// URI).")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Bundle folder, s3:// or models:/ URI. Default: as for `score`."),
+    ] = None,
+) -> None:
+    """Write the inference part as a torch.export program, for runtimes without this package."""
+    from dri_iqa.bundle import load_bundle
+    from dri_iqa.export import ABOUT, save_program
+
+    bundle = load_bundle(model or default_model())
+    save_program(bundle, out)
+    side = bundle.config.crop
+    print(f"{out}: crops (B, 3, {side}, {side}) -> normalised scores (B,); see {ABOUT} inside")
+
+
 def default_model() -> str:
     """The model that is used when none is named.
 

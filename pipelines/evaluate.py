@@ -12,6 +12,7 @@ import pandas as pd
 
 from dri_iqa import storage
 from dri_iqa.data.batches import Source
+from dri_iqa.data.manifest import Manifest
 from dri_iqa.data.splits import load_splits
 from dri_iqa.evaluation.figures import curves, scatter
 from dri_iqa.evaluation.metrics import evaluate_table, srocc
@@ -39,16 +40,7 @@ def evaluate(job: Job, inputs: Inputs, trained: Result, *, label: str = "test") 
         )
     )
     frame = frame.dropna(subset=["score"])
-    sign = 1.0 if manifest.higher_is_better else -1.0
-    subsets = frame["subset"].fillna("all").to_numpy()
-    rows = evaluate_table(
-        sign * frame["score"].to_numpy(),
-        sign * frame["given"].to_numpy(),
-        groups=frame["group"].to_numpy(),
-        subsets=subsets if len(set(subsets)) > 1 else None,
-        seed=job.config.seed,
-        n=job.config.evaluate.bootstrap,
-    )
+    rows = correlations(job, manifest, frame)
     uri = storage.join(job.directory, f"predictions-{label}.csv")
     storage.write_bytes(uri, frame.reset_index().to_csv(index=False).encode())
     result = {
@@ -62,6 +54,26 @@ def evaluate(job: Job, inputs: Inputs, trained: Result, *, label: str = "test") 
     }
     _record(job, result, frame, trained, manifest.score_kind, label)
     return result
+
+
+def correlations(job: Job, manifest: Manifest, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of metrics with intervals, over all and by subset.
+
+    Args:
+        job: gives seed and number of resamples.
+        manifest: gives the scores' direction.
+        frame: `score` (predicted), `given`, `group` and `subset` of the test images.
+    """
+    sign = 1.0 if manifest.higher_is_better else -1.0
+    subsets = frame["subset"].fillna("all").to_numpy()
+    return evaluate_table(
+        sign * frame["score"].to_numpy(),
+        sign * frame["given"].to_numpy(),
+        groups=frame["group"].to_numpy(),
+        subsets=subsets if len(set(subsets)) > 1 else None,
+        seed=job.config.seed,
+        n=job.config.evaluate.bootstrap,
+    )
 
 
 def evaluate_untrained(
@@ -145,7 +157,7 @@ def _record(
             job.tracker.file(job.name, str(picture), "figures")
 
 
-def show(job: Job, result: Result) -> None:
+def show(job: Job, result: Result, what: str | None = None) -> None:
     """The table of correlations, with intervals over references or scenes."""
 
     def interval(row: dict[str, Any], name: str) -> str:
@@ -162,10 +174,8 @@ def show(job: Job, result: Result) -> None:
         ]
         for row in result["rows"]
     ]
-    crops = job.config.evaluate.crops
-    title = (
-        f"Test: {result['kind']} scores, {crops} crops, 95 % intervals over references or scenes"
-    )
+    what = what or f"Test: {result['kind']} scores, {job.config.evaluate.crops} crops"
+    title = f"{what}, 95 % intervals over references or scenes"
     job.console.table(title, ["subset", "images", "groups", "SROCC", "PLCC", "note"], rows)
 
 

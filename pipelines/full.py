@@ -16,6 +16,7 @@ from pipelines.runtime.job import Job, main
 from pipelines.runtime.training import run_stage
 from pipelines.train import train
 from pipelines.tune import show_trials, tune
+from pipelines.yardstick import show_yardstick, yardstick
 
 
 def steps(job: Job) -> None:
@@ -28,7 +29,7 @@ def steps(job: Job) -> None:
         report(job, storage.read_json(job.summary_uri))
         return
     searched = job.config.search.trials > 0
-    job.console.steps = 7 + 2 * searched
+    job.console.steps = 7 + 2 * searched + job.config.evaluate.yardstick
     with job.connect():
         data = job.step("ingest", "ingest the photographs", lambda: ingest(job))
         inputs = Inputs(**data["inputs"])
@@ -55,6 +56,9 @@ def steps(job: Job) -> None:
             "the same without training",
             lambda: evaluate_untrained(job, inputs, second, tested["example"]),
         )
+        mark: dict[str, Any] | None = None
+        if job.config.evaluate.yardstick:
+            mark = job.step("yardstick", "the mark to beat", lambda: yardstick(job, inputs))
         version = job.step(
             "register", "register the model", lambda: register(job, inputs, second, tested)
         )
@@ -68,6 +72,7 @@ def steps(job: Job) -> None:
             "search": found,
             "test": tested,
             "untrained": before,
+            "yardstick": mark,
             "version": version,
             "check": checked,
             "tracking": job.tracker.uri,
@@ -95,6 +100,8 @@ def report(job: Job, summary: dict[str, Any]) -> None:
     if summary["search"].get("trials"):
         show_trials(job, summary["search"])
     show(job, summary["test"])
+    if summary["yardstick"]:
+        show_yardstick(job, summary["yardstick"])
     example, before = summary["test"]["example"], summary["untrained"]
     rows = [
         ["test SROCC", f"{before['srocc']:.3f}", f"{summary['test']['srocc']:.3f}", "1"],

@@ -179,7 +179,10 @@ def test_every_fault_is_ridden_out_logged_and_counted(
     assert proxy.faults >= 2
     repeated = storage.retries() - before
     assert sum("retry" in record.message for record in caplog.records) == repeated
-    assert repeated >= proxy.faults  # on a busy machine the store itself may fail too
+    if kind == "stall":  # with so short a patience, a busy machine makes a client give up by itself
+        assert repeated >= proxy.faults
+    else:
+        assert repeated == proxy.faults
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in caplog.text
 
 

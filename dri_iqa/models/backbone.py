@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.blocks = list(config.blocks)
         self.grid = grid
-        self.net: Any = _create(config, load_weights)
+        self.net: Any = create_network(config, load_weights)
         if not hasattr(self.net, "prune_intermediate_layers"):
             raise ConfigError(
                 f"backbone.name={config.name} has no intermediate features in timm {timm.__version__}"
@@ -82,7 +82,12 @@ def to_grid(map_BCHW: Tensor, side: int) -> Tensor:
     return F.interpolate(map_BCHW, size=(side, side), mode="bilinear", align_corners=False)
 
 
-def _create(config: BackboneConfig, load_weights: bool) -> nn.Module:
+def create_network(config: BackboneConfig, load_weights: bool) -> nn.Module:
+    """The whole timm model of a configuration, with its weights.
+
+    Raises:
+        ConfigError: an unknown model, or weights that cannot be loaded.
+    """
     key = "backbone.weights"
 
     def create(**more: Any) -> nn.Module:

@@ -54,6 +54,12 @@ class Stage(nn.Module):
                 if not sane:
                     part.reset_running_stats()
 
+    def gradient_norms(self, batch: Batch) -> Metrics:
+        """How strongly every term of the loss pulls, for an occasional look; leaves all state as it
+        was. With several ranks all must call it.
+        """
+        return {}
+
     def networks(self) -> list[nn.Module]:
         """The parts that are worth compiling: plain functions of tensors."""
         raise NotImplementedError

@@ -173,6 +173,10 @@ class EvaluateConfig(StrictConfig):
     """Crops per forward pass."""
     bootstrap: int = 1000
     """Resamples of references for confidence intervals."""
+    yardstick: bool = False
+    """Also fit a regression on the frozen backbone's pooled features, on the same split: the mark to beat."""
+    yardstick_size: int = 448
+    """Side in pixels to which whole images are resized for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def fit(
         journal: name of the journal that progress goes to.
         key: the run's key in the journal and in MLflow.
         threads: torch threads per worker; None takes the plan's.
-        untrained: also keep the model as it is before the first step, to compare with.
+        untrained: also keep the model as it is before the first step, to compare with, and tell its parts.
         callbacks: Ray Train callbacks, e.g. the one that reports to Tune.
 
     Returns:
@@ -182,7 +182,7 @@ def _work(settings: dict[str, Any]) -> None:
     from pipelines.runtime.host import RayHost
     from pipelines.runtime.journal import JournalWriter
     from pipelines.runtime.loop import train
-    from pipelines.runtime.setups import SETUPS, export
+    from pipelines.runtime.setups import SETUPS, export, parts_table
 
     torch.set_num_threads(settings["threads"])
     torch.set_flush_denormal(
@@ -201,6 +201,7 @@ def _work(settings: dict[str, Any]) -> None:
     before = storage.join(settings["target"], "untrained")
     if settings["untrained"] and context.get_world_rank() == 0 and not storage.exists(before):
         export(training.stage, spec, before, describe)
+        training.journal.post(run=training.key, parts=parts_table(spec, describe))
     history = train(training, RayHost(settings["checkpoints"]))
     if storage.retries():
         training.journal.post(

@@ -97,7 +97,8 @@ def train(training: Training, host: Host) -> list[Metrics]:
         if host.rank == 0:
             _tell(training, progress, metrics, clock, total)
         if progress.step % per_epoch == 0:
-            _finish_epoch(training, host, work, progress, clock)
+            norms = work.gradient_norms(batch)
+            _finish_epoch(training, host, work, progress, clock, norms)
         leaving = _preempted(training, host, progress)
         if leaving or _checkpoint_due(training, progress):
             _save(training, host, work, progress, wait=leaving or progress.step == total)
@@ -133,6 +134,7 @@ def _set_up(training: Training, host: Host) -> Optimisation:
         average=WeightAverage(stage, optim.ema) if optim.ema is not None else None,
         config=optim,
         world=host.world,
+        tell=lambda line: training.journal.post(run=training.key, say=line),
     )
 
 
@@ -211,11 +213,19 @@ def _tell(
 
 
 def _finish_epoch(
-    training: Training, host: Host, work: Optimisation, progress: Progress, clock: Clock
+    training: Training,
+    host: Host,
+    work: Optimisation,
+    progress: Progress,
+    clock: Clock,
+    norms: Metrics,
 ) -> None:
-    """Close the epoch's row of metrics: means over steps and ranks, then what validation finds."""
+    """Close the epoch's row of metrics: means over steps and ranks, the norms of its last step's gradients by term,
+    then what validation finds.
+    """
     stage, epoch = work.stage, progress.step // training.steps_per_epoch
     row = {name: value / max(progress.count, 1) for name, value in sorted(progress.sums.items())}
+    row |= norms
     if host.world > 1:
         names = sorted(row)
         sums = torch.tensor([row[name] for name in names], dtype=torch.float64, device=host.device)

@@ -25,6 +25,7 @@ from dri_iqa.data.schedule import Schedule, choose
 from dri_iqa.data.splits import Split
 from dri_iqa.evaluation.metrics import plcc, srocc
 from dri_iqa.extractor import ExtractorConfig, load_extractor, save_extractor
+from dri_iqa.models.table import model_table
 from dri_iqa.scoring import score_images
 from dri_iqa.seeds import Purpose
 from dri_iqa.stages import PretrainStage, TrainStage, stage2_streams
@@ -141,7 +142,12 @@ def setup_train(
         name=f"{'pseudo score' if manifest.score_kind == 'pseudo' else 'MOS'} ({manifest.name})",
         kind="pseudo" if manifest.score_kind == "pseudo" else "human",
     )
-    return training, {"scale": to_dict(scale), "data": manifest.name, "notes": manifest.notes}
+    return training, {
+        "scale": to_dict(scale),
+        "data": manifest.name,
+        "notes": manifest.notes,
+        "has_references": has_references,
+    }
 
 
 SETUPS: dict[str, Setup] = {"pretrain": setup_pretrain, "train": setup_train}
@@ -185,6 +191,14 @@ def export(stage: Stage, spec: RunSpec, target: str, describe: Describe) -> Resu
         },
     )
     return {"uri": uri, "sha256": digest}
+
+
+def parts_table(spec: RunSpec, describe: Describe) -> list[list[str]]:
+    """What trains, is frozen or absent in stage 2, with parameters and multiply-accumulates of a crop."""
+    model = from_dict(ModelConfig, spec.config["model"], "model")
+    stage2 = from_dict(Stage2Config, spec.config["stage2"], "stage2")
+    rows = model_table(model, stage2, describe["has_references"])
+    return [[row.part, row.state, f"{row.parameters:,}", f"{row.macs:,}"] for row in rows]
 
 
 def check_batch(optim: OptimConfig, batch: int, world: int, stage: str) -> None:

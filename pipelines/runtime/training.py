@@ -30,6 +30,11 @@ def run_stage(job: Job, spec: RunSpec, name: str) -> Result:
             if "say" in record:
                 job.console.say(f"    {record['say']}")
                 return
+            if "parts" in record:
+                columns = ["part", "state", "parameters", "MAC per crop"]
+                job.console.table("What trains", columns, record["parts"])
+                job.tracker.json(key, [columns, *record["parts"]], "parts.json")
+                return
             if "figures" in record:
                 job.tracker.metrics(
                     key, {f"step/{k}": v for k, v in record["figures"].items()}, record["step"]

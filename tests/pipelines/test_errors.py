@@ -40,17 +40,17 @@ def test_missing_data_root(tmp_path: Path) -> None:
     assert "nowhere" in said
 
 
-@pytest.mark.ray
 def test_empty_data_set(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,score\n")
-    said = complaint("data=csv", f"data.root={tmp_path}", output=tmp_path / "runs")
+    settings = ("cluster=none", "data=csv", f"data.root={tmp_path}")
+    said = complaint(*settings, output=tmp_path / "runs")
     assert "labels.csv has no rows" in said
 
 
-@pytest.mark.ray
 def test_score_column_missing(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,opinion\na.png,1\n")
-    said = complaint("data=csv", f"data.root={tmp_path}", output=tmp_path / "runs")
+    settings = ("cluster=none", "data=csv", f"data.root={tmp_path}")
+    said = complaint(*settings, output=tmp_path / "runs")
     assert "score" in said
     assert "opinion" in said
 

@@ -1,0 +1,98 @@
+"""The mark to beat: a regression on a frozen backbone's pooled features, on the job's own data and split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dri_iqa.config import BackboneConfig
+from dri_iqa.data.batches import Source
+from dri_iqa.data.splits import load_splits
+from pipelines.evaluate import correlations, show
+from pipelines.ingest import ingest
+from pipelines.runtime.fit import Inputs
+from pipelines.runtime.job import Job, Result, main
+from pipelines.runtime.tasks import run_tasks
+
+
+def yardstick(job: Job, inputs: Inputs) -> Result:
+    """Correlations of the regression on the test part, as `evaluate` gives them."""
+    from dri_iqa.evaluation.yardstick import fit_yardstick
+
+    source = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
+    manifest = source.open().manifest
+    table = manifest.images().to_pandas().set_index("image_id")
+    split = load_splits(inputs.split_uri)[0]
+    parts = [np.array(ids, dtype=np.int64) for ids in (split.train, split.val, split.test)]
+    with job.console.progress(f"pooled features of {sum(map(len, parts))} images") as meter:
+        features_NF = _features(job, source, np.concatenate(parts), meter)
+    train_NF, val_NF, test_NF = np.split(features_NF, np.cumsum([len(ids) for ids in parts])[:-1])
+    train_N, val_N = (table["score"].loc[ids].to_numpy(np.float64) for ids in parts[:2])
+    fitted = fit_yardstick((train_NF, train_N), (val_NF, val_N), test_NF)
+    frame = table.loc[parts[2], ["name", "group", "subset", "score"]]
+    frame = frame.rename(columns={"score": "given"}).assign(score=fitted.predicted_N)
+    rows = correlations(job, manifest, frame)
+    result = {
+        "rows": rows,
+        "srocc": rows[0]["srocc"],
+        "plcc": rows[0]["plcc"],
+        "kind": manifest.score_kind,
+        "cost": fitted.cost,
+        "val_srocc": fitted.val_srocc,
+    }
+    job.tracker.metrics(job.name, {f"yardstick_{name}": result[name] for name in ("srocc", "plcc")})
+    job.tracker.json(job.name, result, "yardstick.json")
+    return result
+
+
+def show_yardstick(job: Job, result: Result) -> None:
+    """Its table of correlations."""
+    backbone, size = job.config.model.backbone, job.config.evaluate.yardstick_size
+    show(
+        job, result, f"Yardstick: regression on pooled features of {backbone.name} at {size} pixels"
+    )
+
+
+def _features(job: Job, source: Source, ids: np.ndarray, meter: Any) -> np.ndarray:
+    chunks = [part.tolist() for part in np.array_split(ids, max(1, len(ids) // 64))]
+    size = job.config.evaluate.yardstick_size
+    calls = [
+        (number, source, part, job.config.model.backbone, size)
+        for number, part in enumerate(chunks)
+    ]
+    found: dict[int, np.ndarray] = {}
+    for number, rows_NF in run_tasks(_pooled, calls, cpus=min(1.0, job.plan.total_cpus)):
+        found[number] = rows_NF
+        meter.update(len(found), len(calls))
+    return np.concatenate([found[number] for number in range(len(calls))])
+
+
+def _pooled(
+    number: int, source: Source, ids: Sequence[int], backbone: BackboneConfig, size: int
+) -> tuple[int, np.ndarray]:
+    import torch
+
+    from dri_iqa.evaluation.yardstick import pooled_features
+
+    torch.set_num_threads(1)
+    reader = source.open()
+    images = (reader.read(image_id)["bytes"] for image_id in ids)
+    return number, pooled_features(images, backbone, size=size)
+
+
+def steps(job: Job) -> None:
+    """The job: data, then the regression."""
+    job.console.steps = 2
+    with job.connect():
+        data = job.step("ingest", "ingest", lambda: ingest(job))
+        inputs = Inputs(**data["inputs"])
+        result = job.step(
+            "yardstick", "regression on pooled features", lambda: yardstick(job, inputs)
+        )
+        show_yardstick(job, result)
+
+
+if __name__ == "__main__":
+    main("yardstick", steps)
