@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Test processes: one of them runs all tests that start Ray, one after the other.
-TEST_PROCESSES ?= 2
+# Tests that start Ray run one after the other, and mostly wait for processes to start; all others run beside them.
+QUICK := not gpu and not hours
+BESIDE := .pytest_cache/beside.log
 # The object store that tests run against (OpenStack Swift) has an environment of its own.
 S3 := .venv-s3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -35,7 +36,12 @@ run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=
 	$(BIN)/python pipelines/full.py $(ARGS)
 
 test: $(READY) $(S3)/.ready  ## all tests that need neither an accelerator nor hours
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup -m "not gpu and not hours" $(ARGS)
+	@mkdir -p $(dir $(BESIDE)); \
+	$(BIN)/python -m pytest -m "not ray and $(QUICK)" $(ARGS) > $(BESIDE) 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -m "ray and $(QUICK)" $(ARGS); first=$$?; \
+	wait $$beside; second=$$?; cat $(BESIDE); \
+	if [ $$first = 5 ] && [ $$second = 5 ]; then exit 5; fi; \
+	for status in $$first $$second; do [ $$status = 0 ] || [ $$status = 5 ] || exit $$status; done
 
 test-gpu: $(READY)  ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -16,14 +16,6 @@ from tests.servers.object_store import ObjectStore
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes (`-n 2 --dist loadgroup`), one of them runs all that start Ray, one at a time."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real photographs, where `DRI_IQA_SHARED` names one."""
