@@ -13,7 +13,7 @@ from tests.pipelines import jobs
 pytestmark = pytest.mark.ray
 
 STAGE_1 = (
-    "data.limit=100",
+    "data.limit=200",
     "cluster.workers=2",
     "stage1.optim.epochs=2",
     "stage1.optim.checkpoint_steps=2",
