@@ -76,7 +76,11 @@ class _Walk:
             return self._frame(marker, segment)
         if marker == _DRI:
             return len(segment) == 2
-        return marker in _APP or marker == _COM
+        if marker in _APP:
+            # An index of further pictures, or a header too short to be one of the known ones, is the decoder's.
+            least = 14 if segment.startswith(b"ICC_PROFILE") else 12
+            return len(segment) >= least and not segment.startswith(b"MPF\0")
+        return marker == _COM
 
     def _frame(self, marker: int, segment: bytes) -> bool:
         if self.frame is not None or len(segment) < 6 or segment[0] != 8:

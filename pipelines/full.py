@@ -100,7 +100,7 @@ def report(job: Job, summary: dict[str, Any]) -> None:
     if summary["search"].get("trials"):
         show_trials(job, summary["search"])
     show(job, summary["test"])
-    if summary["yardstick"]:
+    if summary.get("yardstick"):
         show_yardstick(job, summary["yardstick"])
     example, before = summary["test"]["example"], summary["untrained"]
     rows = [

@@ -258,6 +258,33 @@ def test_a_jpeg_that_is_odd_is_left_to_the_decoder() -> None:
     assert probe(two) == (50, 60)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Corrupt EXIF data", "ignore:Image appears to be a malformed MPO"
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"JFIF",
+        b"JFIF\x00",
+        b"Exif\x00\x00",
+        b"Photoshop 3.0\x008BIM",
+        b"ICC_PROFILE\x00",
+        b"Adobe",
+        b"MPF\x00",
+        b"MPF\x00MM\x00*",
+        b"FPXR\x00",
+    ],
+)
+def test_odd_application_segments_are_judged_as_the_decoder_does(name: bytes) -> None:
+    whole = encoded(SMOOTH, "JPEG")
+    for number in range(0xE0, 0xF0):
+        for payload in (name, name + b"\1", name + b"\0\0\0", name + b"\xff" * 5, name + bytes(20)):
+            segment = bytes((0xFF, number)) + (len(payload) + 2).to_bytes(2, "big") + payload
+            for rest in (whole[2:], whole[20:]):  # beside the usual first segment, and in its place
+                data = whole[:2] + segment + rest
+                assert judged(probe, data) == judged(lambda d: decode(d).shape, data)
+
+
 def test_a_probe_of_odd_jpegs() -> None:
     for image in (SMOOTH.convert("CMYK"), SMOOTH.convert("L"), SMOOTH.resize((3, 500))):
         assert probe(encoded(image, "JPEG")) == (image.height, image.width)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dri_iqa.config import BackboneConfig
+from dri_iqa.config import BackboneConfig, ConfigError
 from dri_iqa.evaluation.metrics import srocc
 from dri_iqa.images import decode, resize
-from dri_iqa.models.backbone import create_network
+from dri_iqa.models.backbone import check_image_size, create_network
 
 COSTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Penalties of the regression among which validation chooses."""
@@ -37,9 +37,10 @@ def pooled_features(
         batch: pictures per pass.
 
     Raises:
-        ConfigError: an unknown network, or weights that cannot be loaded.
+        ConfigError: an unknown network, one of another image size, or weights that cannot be loaded.
     """
     network: Any = create_network(backbone, load_weights=True).eval()
+    check_image_size(network, backbone, size)
     statistics = network.pretrained_cfg
     mean_C, std_C = (
         torch.tensor(statistics[name], dtype=torch.float32)[:, None, None]
@@ -91,7 +92,15 @@ def fit_yardstick(
         train: features (N, F) and labels (N,).
         val: the same of the validation part.
         test_NF: features to predict for.
+
+    Raises:
+        ConfigError: fewer than two validation images: nothing to choose the penalty on.
     """
+    if len(val[1]) < 2:
+        raise ConfigError(
+            f"the yardstick's penalty is chosen on validation images, the split has {len(val[1])}\n"
+            "raise data.val_fraction or data.limit"
+        )
     found = [(srocc(_fit(*train, cost).predict(val[0]), val[1]), -cost) for cost in COSTS]
     val_srocc, cost = max(found)
     both = np.concatenate((train[0], val[0])), np.concatenate((train[1], val[1]))

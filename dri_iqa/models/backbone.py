@@ -48,7 +48,7 @@ class Backbone(nn.Module):
             )
         if sorted(set(self.blocks)) != self.blocks or not self.blocks:
             raise ConfigError(f"backbone.blocks must increase, got {config.blocks}")
-        _check_image_size(self.net, config, crop)
+        check_image_size(self.net, config, crop)
         info = self.net.feature_info
         count = len(info)
         if not 0 <= self.blocks[0] <= self.blocks[-1] < count:
@@ -123,7 +123,12 @@ def _with_own_classifier(state: dict[str, Tensor], net: Any) -> dict[str, Tensor
     return {n: t for n, t in state.items() if not prefixes or not n.startswith(prefixes)} | own
 
 
-def _check_image_size(net: Any, config: BackboneConfig, crop: int) -> None:
+def check_image_size(net: Any, config: BackboneConfig, crop: int) -> None:
+    """Whether a network takes square images of a side.
+
+    Raises:
+        ConfigError: it takes another size only.
+    """
     size = getattr(getattr(net, "patch_embed", None), "img_size", None)
     if size is None or getattr(net, "dynamic_img_size", False):
         return

@@ -57,14 +57,11 @@ class Optimisation:
         """
         while True:
             before = None if self._fits else self._state()
-            try:
+            with contextlib.suppress(torch.OutOfMemoryError):
                 metrics = self._try(batch)
-            except torch.OutOfMemoryError:
-                metrics = None
-            else:
                 self._fits = True
                 return metrics
-            # outside the handler: the exception held the tensors of the failed attempt
+            # only now: the exception held the tensors of the failed attempt
             self._split_further(batch, before)
 
     def _state(self) -> tuple[list[Tensor], Tensor, list[Tensor]]:
@@ -88,7 +85,9 @@ class Optimisation:
             for buffer, value in zip(self.stage.buffers(), before[0], strict=True):
                 buffer.copy_(value)
         scaling = self.scaler.state_dict()  # and none of what it noted about the failed attempt
-        self.scaler = torch.amp.GradScaler(batch["image_id_B"].device.type, enabled=bool(scaling))
+        self.scaler = torch.amp.GradScaler(
+            batch["image_id_B"].device.type, enabled=self.scaler.is_enabled()
+        )
         self.scaler.load_state_dict(scaling)
         torch.set_rng_state(before[1])
         if before[2]:

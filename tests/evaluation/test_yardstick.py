@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-from dri_iqa.config import BackboneConfig
+from dri_iqa.config import BackboneConfig, ConfigError
 from dri_iqa.evaluation import yardstick
 from dri_iqa.evaluation.yardstick import COSTS, fit_yardstick, pooled_features
 
@@ -63,3 +63,12 @@ def test_the_penalty_is_the_one_that_is_best_on_validation() -> None:
     assert fitted.val_srocc == pytest.approx(scores[fitted.cost].statistic)
     assert spearmanr(fitted.predicted_N, label_N[220:]).statistic > 0.9
     assert abs(fitted.predicted_N.mean() - label_N[220:].mean()) < 2, "in label units"
+
+
+def test_what_it_cannot_work_with_is_said() -> None:
+    one = RNG.normal(size=(1, 2)), np.ones(1)
+    with pytest.raises(ConfigError, match="the split has 1"):
+        fit_yardstick((RNG.normal(size=(9, 2)), np.arange(9.0)), one, one[0])
+    fixed = BackboneConfig(name="vit_tiny_patch16_224", weights="none", blocks=(1,))
+    with pytest.raises(ConfigError, match="takes 224x224 images"):
+        pooled_features([], fixed, size=448)
