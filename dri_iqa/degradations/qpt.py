@@ -59,7 +59,7 @@ def glass_blur(image_HWC: Image, value: float, rng: np.random.Generator) -> Imag
 
     Pixels are moved all at once; tw exchanges neighbours one after the other.
     """
-    sigma = 0.2 * value - 0.1
+    sigma = (2 * value - 1) / 10
     moves_2HW = rng.integers(-int(value), int(value), (2, *image_HWC.shape[:2]), endpoint=True)
     moves_2HW = moves_2HW.astype(np.float32)
     moved = cv2.remap(

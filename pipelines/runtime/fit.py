@@ -7,12 +7,14 @@ run that was killed, or starts anew; so a search and the final training share wh
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.train
+from pyarrow.fs import LocalFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -20,6 +22,9 @@ from dri_iqa import storage
 from dri_iqa.config import to_dict
 from pipelines.runtime.cluster import Plan
 from pipelines.runtime.config import JobConfig, digest
+
+if TYPE_CHECKING:  # it imports torch, and so would the driver
+    from pipelines.runtime.host import Host
 
 Result = dict[str, Any]
 
@@ -129,28 +134,45 @@ def fit(
     """
     if done := finished(spec, output):
         return done
+    settings = {
+        "spec": asdict(spec),
+        "target": storage.join(output, "models", spec.name),
+        "checkpoints": storage.join(output, "checkpoints", spec.name),
+        "journal": journal,
+        "key": key,
+        "threads": threads or plan.threads,
+        "cpus_per_data_task": plan.cpus_per_data_task,
+        "data_processes": plan.data_processes,
+        "degrade_resource": plan.degrade_resource,
+        "untrained": untrained,
+    }
+    if ray.is_initialized():
+        _on_workers(settings, spec, plan, output, callbacks)
+    else:
+        _in_this_process(settings)
+    done = finished(spec, output)
+    if done is None:
+        raise RuntimeError(f"training ended without a result at {_result_uri(spec, output)}")
+    return done
+
+
+def _on_workers(
+    settings: dict[str, Any],
+    spec: RunSpec,
+    plan: Plan,
+    output: str,
+    callbacks: Sequence[UserCallback],
+) -> None:
+    """Train on a group of the cluster's workers."""
     resources = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
-    checkpoints = storage.join(output, "checkpoints")
-    system, place = storage.filesystem(checkpoints)
+    system, place = storage.filesystem(storage.join(output, "checkpoints"))
     trainer = TorchTrainer(
         _work,
-        train_loop_config={
-            "spec": asdict(spec),
-            "target": storage.join(output, "models", spec.name),
-            "checkpoints": storage.join(checkpoints, spec.name),
-            "journal": journal,
-            "key": key,
-            "threads": threads or plan.threads,
-            "cpus_per_data_task": plan.cpus_per_data_task,
-            "data_processes": plan.data_processes,
-            "degrade_resource": plan.degrade_resource,
-            "untrained": untrained,
-        },
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
-            # 0: in this process, without a cluster (`cluster=none`).
-            num_workers=plan.workers if ray.is_initialized() else 0,
+            num_workers=plan.workers,
             use_gpu=bool(plan.gpus_per_worker),
             resources_per_worker=resources,
         ),
@@ -169,17 +191,33 @@ def fit(
     trainer.fit()
     del trainer
     gc.collect()  # its controller is a process that ends with the last reference to it
-    done = finished(spec, output)
-    if done is None:
-        raise RuntimeError(f"training ended without a result at {_result_uri(spec, output)}")
-    return done
 
 
 def _work(settings: dict[str, Any]) -> None:
     """What each worker of the group runs."""
+    from pipelines.runtime.host import RayHost
+
+    _train(settings, RayHost(settings["checkpoints"]))
+
+
+def _in_this_process(settings: dict[str, Any]) -> None:
+    """Train here, without a cluster (`cluster=none`)."""
+    from pipelines.runtime.host import LocalHost
+
+    system, folder = storage.filesystem(settings["checkpoints"])
+    if not isinstance(system, LocalFileSystem):
+        # Checkpoints of a process lie on its own disk; only results go to the store.
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        name = settings["checkpoints"].rpartition("/")[2]
+        folder = Path(cache) / "dri-iqa" / "checkpoints" / name
+    with LocalHost(folder) as host:
+        _train(settings, host)
+
+
+def _train(settings: dict[str, Any], host: Host) -> None:
+    """Set up the stage, run the loop, keep the result."""
     import torch
 
-    from pipelines.runtime.host import RayHost
     from pipelines.runtime.journal import JournalWriter
     from pipelines.runtime.loop import train
     from pipelines.runtime.setups import SETUPS, export, parts_table
@@ -191,23 +229,20 @@ def _work(settings: dict[str, Any]) -> None:
     values: dict[str, Any] = dict(settings["spec"])
     values["inputs"] = Inputs(**values["inputs"])
     spec = RunSpec(**values)
-    context = ray.train.get_context()
-    training, describe = SETUPS[spec.stage](
-        spec, settings, context.get_world_rank(), context.get_world_size()
-    )
-    if context.get_world_rank() == 0:
+    training, describe = SETUPS[spec.stage](spec, settings, host.rank, host.world)
+    if host.rank == 0:
         training.journal = JournalWriter(settings["journal"])
         training.key = settings["key"]
     before = storage.join(settings["target"], "untrained")
-    if settings["untrained"] and context.get_world_rank() == 0 and not storage.exists(before):
+    if settings["untrained"] and host.rank == 0 and not storage.exists(before):
         export(training.stage, spec, before, describe)
         training.journal.post(run=training.key, parts=parts_table(spec, describe))
-    history = train(training, RayHost(settings["checkpoints"]))
+    history = train(training, host)
     if storage.retries():
         training.journal.post(
             run=training.key, say=f"{storage.retries()} requests to storage were repeated"
         )
-    if context.get_world_rank() == 0:
+    if host.rank == 0:
         result = export(training.stage, spec, settings["target"], describe) | {"history": history}
         storage.write_json(storage.join(settings["target"], "result.json"), result)
 

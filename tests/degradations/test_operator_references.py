@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 from scipy.interpolate import CubicSpline
-from skimage import color, data, filters
+from skimage import color, filters
 
 from dri_iqa.degradations import OPERATORS
 from dri_iqa.degradations.blur import disk_kernel, line_kernel
@@ -18,33 +18,23 @@ from dri_iqa.degradations.colour import edge_mask
 from dri_iqa.degradations.core import normal_table
 from dri_iqa.degradations.spatial import _shift_tables
 from dri_iqa.degradations.thresholds import optimal_levels
-
-PHOTO = (data.astronaut()[40:140, 160:280] / 255).astype(np.float32)
-PHOTO64 = PHOTO.astype(np.float64)
-LEVELS = (1, 2, 3, 4, 5)
-
-
-def run(
-    name: str, level: int, image: np.ndarray = PHOTO, seed: int = 0, sign: int = 1
-) -> np.ndarray:
-    out = OPERATORS[name](image, level, np.random.default_rng(seed), sign=sign)
-    return out.astype(np.float64)
-
-
-def value(name: str, level: int, sign: int = 1) -> float:
-    return OPERATORS[name].value(level, sign=sign)
-
+from tests.degradations.references import (
+    FLAT,
+    LEVELS,
+    PHOTO,
+    PHOTO64,
+    cubic,
+    disk,
+    filtered,
+    gaussian,
+    line,
+    run,
+    to_lab,
+    to_rgb,
+    value,
+)
 
 # Blur
-
-
-def gaussian(planes: np.ndarray, sigma: float) -> np.ndarray:
-    half = math.ceil(2 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
-    weights /= weights.sum()
-    for axis in (0, 1):
-        planes = ndimage.correlate1d(planes, weights, axis=axis, mode="nearest")
-    return planes
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -56,42 +46,16 @@ def test_gaussian_blur(level: int) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_lens_blur(level: int) -> None:
     radius = value("lens_blur", level)
-    half = math.ceil(radius - 0.5)
-    # Area of each pixel inside the disk by integrating chord lengths over 400 lines a pixel.
-    fine = 400
-    y = (np.arange((2 * half + 1) * fine) + 0.5) / fine - 0.5 - half
-    chord = np.sqrt(np.maximum(radius**2 - y**2, 0))
-    edges = np.arange(2 * half + 2) - 0.5 - half
-    left = np.clip(edges[None, :-1], -chord[:, None], chord[:, None])
-    right = np.clip(edges[None, 1:], -chord[:, None], chord[:, None])
-    kernel = (right - left).reshape(2 * half + 1, fine, -1).mean(axis=1)
-    kernel /= kernel.sum()
+    kernel = disk(radius)
     assert disk_kernel(radius).shape == kernel.shape
     assert np.abs(disk_kernel(radius) - kernel).max() < 0.01 * kernel.max()
-    expected = np.stack(
-        [ndimage.correlate(PHOTO64[..., c], kernel, mode="nearest") for c in range(3)], -1
-    )
-    assert np.abs(run("lens_blur", level) - expected).max() < 2e-3
+    assert np.abs(run("lens_blur", level) - filtered(PHOTO64, kernel)).max() < 2e-3
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_motion_blur(level: int) -> None:
-    length = value("motion_blur", level)
     angle = np.random.default_rng(level).uniform(0, math.pi)
-    reach = (length - 1) / 2
-    half = math.ceil(reach) + 1
-    kernel = np.zeros((2 * half + 1, 2 * half + 1))
-    ends = [(s * reach * math.cos(angle), -s * reach * math.sin(angle)) for s in (-1, 1)]
-    for row, column in np.ndindex(kernel.shape):
-        x, y = column - half, row - half
-        (ax, ay), (bx, by) = ends
-        t = ((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2)
-        t = min(max(t, 0), 1)
-        kernel[row, column] = max(0, 1 - math.hypot(x - ax - t * (bx - ax), y - ay - t * (by - ay)))
-    kernel /= kernel.sum()
-    expected = np.stack(
-        [ndimage.correlate(PHOTO64[..., c], kernel, mode="nearest") for c in range(3)], -1
-    )
+    expected = filtered(PHOTO64, line(value("motion_blur", level), angle))
     assert np.abs(run("motion_blur", level, seed=level) - expected).max() < 1e-5
 
 
@@ -101,27 +65,6 @@ def test_horizontal_motion_is_a_mean_of_a_row() -> None:
 
 
 # Colour
-
-_M = np.array(
-    [[0.412453, 0.35758, 0.180423], [0.212671, 0.71516, 0.072169], [0.019334, 0.119193, 0.950227]]
-)
-_W = np.array([0.95047, 1, 1.08883])
-
-
-def to_lab(rgb: np.ndarray) -> np.ndarray:
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    t = linear @ _M.T / _W
-    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
-    fx, fy, fz = np.moveaxis(f, -1, 0)
-    return np.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], axis=-1)
-
-
-def to_rgb(lab: np.ndarray) -> np.ndarray:
-    fy = (lab[..., 0] + 16) / 116
-    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
-    t = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
-    linear = np.clip((t * _W) @ np.linalg.inv(_M).T, 0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def test_the_lab_of_these_tests_is_scikit_images() -> None:
@@ -206,8 +149,6 @@ def test_colour_shift(level: int) -> None:
 
 
 # Noise
-
-FLAT = np.full((300, 300, 3), 0.5, np.float32)
 
 
 def test_the_normal_table_is_normal() -> None:
@@ -320,13 +261,6 @@ def test_non_linear_contrast(level: int) -> None:
 # Spatial
 
 
-def keys(s: np.ndarray) -> np.ndarray:
-    s = np.abs(s)
-    near = 1.5 * s**3 - 2.5 * s**2 + 1
-    far = -0.5 * s**3 + 2.5 * s**2 - 4 * s + 2
-    return np.where(s <= 1, near, np.where(s < 2, far, 0))
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_jitter(level: int) -> None:
     """Five warps by Keys' bicubic kernel, replaying the operator's random numbers."""
@@ -347,7 +281,7 @@ def test_jitter(level: int) -> None:
         y0, x0 = np.floor(y).astype(int), np.floor(x).astype(int)
         total = np.zeros_like(image)
         for j, i in itertools.product(range(-1, 3), repeat=2):
-            weight = keys(y - y0 - j) * keys(x - x0 - i)
+            weight = cubic(y - y0 - j, -0.5) * cubic(x - x0 - i, -0.5)
             source = image[np.clip(y0 + j, 0, height - 1), np.clip(x0 + i, 0, width - 1)]
             total += weight[..., None] * source
         image = np.clip(total, 0, 1)

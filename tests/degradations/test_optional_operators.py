@@ -10,12 +10,13 @@ import pytest
 from scipy import ndimage
 from skimage import data
 
-from dri_iqa.degradations.core import normal_table
-from tests.degradations.test_operator_references import (
+from tests.degradations.references import (
     LEVELS,
     PHOTO,
     PHOTO64,
     gaussian,
+    normal_draws,
+    resized,
     run,
     value,
 )
@@ -29,10 +30,7 @@ def test_denoise(level: int) -> None:
         rng = np.random.default_rng(seed)
         with_gaussian = bool(rng.integers(0, 2))
         deviation = math.sqrt(value("denoise", level))
-        words = rng.integers(0, 2**64 - 1, (PHOTO.size + 3) // 4, dtype=np.uint64, endpoint=True)
-        index = np.stack([words >> np.uint64(16 * part) for part in range(4)], axis=-1).ravel()
-        noise = deviation * normal_table()[index[: PHOTO.size] & np.uint64(0xFFFF)]
-        noisy = np.clip(PHOTO64 + noise.reshape(PHOTO.shape), 0, 1)
+        noisy = np.clip(PHOTO64 + deviation * normal_draws(PHOTO.shape, rng), 0, 1)
         if with_gaussian:
             expected = gaussian(noisy, 3.0)
         else:
@@ -40,33 +38,6 @@ def test_denoise(level: int) -> None:
         assert np.abs(run("denoise", level, seed=seed) - expected).max() < 1e-5
         used.add(with_gaussian)
     assert used == {True, False}
-
-
-def resampling(count: int, source: int, kernel: str) -> np.ndarray:
-    """(count, source) weights of a resize without low-pass filter; pixel centres lie at i + 1/2."""
-    weights = np.zeros((count, source))
-    for i in range(count):
-        x = (i + 0.5) * source / count - 0.5
-        first = math.floor(x)
-        taps = {
-            "nearest": [(math.floor((i + 0.5) * source / count + 1e-9), 1.0)],
-            "linear": [(first + j, 1 - abs(x - first - j)) for j in (0, 1)],
-            "cubic": [(first + j, _cubic(abs(x - first - j))) for j in range(-1, 3)],
-            "lanczos": [
-                (first + j, np.sinc(x - first - j) * np.sinc((x - first - j) / 4))
-                for j in range(-3, 5)
-            ],
-        }[kernel]
-        total = sum(weight for _, weight in taps)
-        for place, weight in taps:
-            weights[i, min(max(place, 0), source - 1)] += weight / total
-    return weights
-
-
-def _cubic(s: float, a: float = -0.75) -> float:
-    if s <= 1:
-        return (a + 2) * s**3 - (a + 3) * s**2 + 1
-    return a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -77,11 +48,8 @@ def test_down_up(level: int) -> None:
         kernel = ("cubic", "linear", "nearest", "lanczos")[
             int(np.random.default_rng(seed).integers(4))
         ]
-        out = PHOTO64
-        for axis, side in ((0, height), (1, width)):
-            small = round(side / factor)
-            both = resampling(side, small, kernel) @ resampling(small, side, kernel)
-            out = np.moveaxis(np.tensordot(both, out, (1, axis)), 0, axis)
+        small = (round(height / factor), round(width / factor))
+        out = resized(resized(PHOTO64, small, kernel), (height, width), kernel)
         assert np.abs(run("down_up", level, seed=seed) - np.clip(out, 0, 1)).max() < 2e-5, kernel
         seen.add(kernel)
     assert len(seen) == 4

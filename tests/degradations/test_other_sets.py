@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import colorsys
 import io
+import itertools
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import integrate, ndimage, special
-from skimage import data
+from scipy import ndimage
 
 from dri_iqa.degradations import OPERATORS
-from dri_iqa.degradations.realesrgan import generalised_kernel, sinc_kernel
-from tests.degradations.test_operator_references import gaussian
-from tests.degradations.test_optional_operators import resampling
+from tests.degradations.references import (
+    FLAT,
+    LEVELS,
+    PHOTO,
+    PHOTO64,
+    bell,
+    disk,
+    filtered,
+    gaussian,
+    line,
+    low_pass,
+    normal_draws,
+    resized,
+    run,
+    value,
+)
 
-PHOTO = (data.astronaut()[40:120, 160:260] / 255).astype(np.float32)
-PHOTO64 = PHOTO.astype(np.float64)
 GREY = np.array([0.299, 0.587, 0.114])
-FLAT = np.full((300, 300, 3), 0.5, np.float32)
-LEVELS = (1, 2, 3, 4, 5)
-
-
-def run(
-    name: str, level: int, image: np.ndarray = PHOTO, seed: int = 0, sign: int = 1
-) -> np.ndarray:
-    out = OPERATORS[name](image, level, np.random.default_rng(seed), sign=sign)
-    return out.astype(np.float64)
 
 
 def signed(name: str) -> tuple[int, ...]:
@@ -110,11 +112,9 @@ def test_median_and_resizing(level: int) -> None:
     assert np.abs(run("qpt_median_blur", level) - expected).max() < 1e-6
     image = PHOTO[:79, :97]
     for name, kernel in (("nearest", "nearest"), ("bilinear", "linear"), ("bicubic", "cubic")):
-        factor, out = OPERATORS[f"qpt_{name}"].value(level), image.astype(np.float64)
-        for axis, length in enumerate(image.shape[:2]):
-            small = round(length / factor)
-            both = resampling(length, small, kernel) @ resampling(small, length, kernel)
-            out = np.moveaxis(np.tensordot(both, out, (1, axis)), 0, axis)
+        factor, (height, width) = value(f"qpt_{name}", level), image.shape[:2]
+        small = (round(height / factor), round(width / factor))
+        out = resized(resized(image.astype(np.float64), small, kernel), (height, width), kernel)
         difference = np.abs(run(f"qpt_{name}", level, image) - np.clip(out, 0, 1))
         # A middle row or column can be as near to one pixel as to the next.
         assert np.mean(difference < 1e-5) > (0.95 if name == "nearest" else 0.99999), name
@@ -138,37 +138,162 @@ def test_noises_have_the_stated_spread(level: int) -> None:
     assert high - 29 / 5 - 0.2 < min(spreads) < max(spreads) < high + 0.2
 
 
+# Operators that draw their parameters; the numbers are drawn here in the same order.
+
+
+def test_motion_blur_of_qpt() -> None:
+    for level in LEVELS:
+        rng, strength = np.random.default_rng(level), value("qpt_motion_blur", level)
+        length = 1 + 6 * rng.uniform(strength - 0.2, strength)
+        expected = filtered(PHOTO64, line(length, rng.uniform(0, math.pi)))
+        assert np.abs(run("qpt_motion_blur", level, seed=level) - expected).max() < 1e-5
+
+
+def test_defocus() -> None:
+    for level in LEVELS:
+        expected = filtered(PHOTO64, disk(value("qpt_defocus", level)))
+        # The operator counts 64 x 64 points of a pixel for the share of its area inside the disk.
+        assert np.abs(run("qpt_defocus", level) - expected).max() < 2e-3
+
+
+def test_glass_blur() -> None:
+    height, width = PHOTO.shape[:2]
+    rows, columns = np.mgrid[:height, :width]
+    for level in LEVELS:
+        reach = int(value("qpt_glass_blur", level))
+        sigma = (0.1, 0.3, 0.5, 0.7, 0.9)[reach - 1]
+        moves = np.random.default_rng(level).integers(-reach, reach + 1, (2, height, width))
+        y, x = np.clip(rows + moves[0], 0, height - 1), np.clip(columns + moves[1], 0, width - 1)
+        expected = gaussian(gaussian(PHOTO64, sigma)[y, x], sigma)
+        assert np.abs(run("qpt_glass_blur", level, seed=level) - expected).max() < 1e-5
+
+
+def test_generalised_blur() -> None:
+    for level in LEVELS:
+        rng, sigma = np.random.default_rng(level), value("qpt_generalised_blur", level)
+        sigma_y, angle, shape = (rng.uniform(*ends) for ends in ((0.5, 1), (0, math.pi), (0.5, 4)))
+        expected = filtered(PHOTO64, bell(7, sigma, sigma * sigma_y, angle, shape))
+        assert np.abs(run("qpt_generalised_blur", level, seed=level) - expected).max() < 1e-5
+
+
+def test_iso_noise() -> None:
+    image = PHOTO[:40, :40]
+    hls = np.array([colorsys.rgb_to_hls(*pixel) for pixel in image.reshape(-1, 3).tolist()])
+    for level in LEVELS:
+        rng, strength = np.random.default_rng(level), value("qpt_iso_noise", level)
+        turns = (0.01 + 0.005 * (level - 1)) * strength * normal_draws((1600,), rng)
+        photons = rng.poisson(255 * strength * hls[:, 1].std(), 1600)
+        hue = (hls[:, 0] + turns) % 1
+        light = np.minimum(hls[:, 1] + photons / 255 * (1 - hls[:, 1]), 1)
+        expected = [colorsys.hls_to_rgb(*one) for one in zip(hue, light, hls[:, 2], strict=True)]
+        difference = np.abs(
+            run("qpt_iso_noise", level, image, seed=level).reshape(-1, 3) - expected
+        )
+        assert difference.max() < 1e-4  # degrees of hue in float32
+
+
+ROUNDS = ("", "2")
+
+
+def within(
+    name: str, level: int, ends: tuple[float, float], rng: np.random.Generator, sign: int = 1
+) -> float:
+    """Uniform in the level's fifth of the published range."""
+    mild, strong = ends
+    fifth = (strong - mild) / 5
+    assert value(name, level, sign) == pytest.approx(mild + level * fifth)
+    return mild + fifth * (level - rng.random())
+
+
+def test_blur_of_realesrgan() -> None:
+    families = ["iso", "aniso", "bell_iso", "bell_aniso", "plateau_iso", "plateau_aniso"]
+    bounds, seen = np.cumsum([0.45, 0.25, 0.12, 0.03, 0.12]), set()
+    for again, level, seed in itertools.product(ROUNDS, LEVELS, range(8)):
+        seed += 8 * level
+        rng, strongest = np.random.default_rng(seed), 1.5 if again else 3.0
+        name = f"esrgan_blur{again}"
+        sigma = within(name, level, (0.2, strongest), rng)
+        size = 7 + 2 * int(rng.integers(8))
+        if rng.random() < 0.1:
+            family = "sinc"
+            kernel = low_pass(size, rng.uniform(math.pi / (3 if size < 13 else 5), math.pi))
+        else:
+            family = families[int((bounds <= rng.random()).sum())]
+            sigma_y, angle, shape = sigma, 0.0, 1.0
+            if "aniso" in family:
+                sigma_y, angle = rng.uniform(0.2, strongest), rng.uniform(-math.pi, math.pi)
+            if "_" in family:
+                mild, strong = (1.0, 2.0) if "plateau" in family else (0.5, 4.0)
+                shape = rng.uniform(mild, 1) if rng.random() < 0.5 else rng.uniform(1, strong)
+            kernel = bell(size, sigma, sigma_y, angle, shape, "plateau" in family)
+        expected = np.clip(filtered(PHOTO64, kernel, "mirror"), 0, 1)
+        assert np.abs(run(name, level, seed=seed) - expected).max() < 1e-5, (family, size)
+        seen.add(family)
+    assert seen >= {"iso", "aniso", "bell_iso", "plateau_iso", "sinc"}
+
+
+def test_final_low_pass_of_realesrgan() -> None:
+    for level in LEVELS:
+        rng = np.random.default_rng(level)
+        cutoff = within("esrgan_sinc", level, (math.pi, math.pi / 3), rng)
+        kernel = low_pass(7 + 2 * int(rng.integers(8)), cutoff)
+        expected = np.clip(filtered(PHOTO64, kernel, "mirror"), 0, 1)
+        assert np.abs(run("esrgan_sinc", level, seed=level) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_resizing_of_realesrgan(sign: int) -> None:
+    seen, (height, width) = set(), PHOTO.shape[:2]
+    ranges = {"": {1: (1.0, 0.15), -1: (1.0, 1.5)}, "2": {1: (1.0, 0.3), -1: (1.0, 1.2)}}
+    for again, level, seed in itertools.product(ROUNDS, LEVELS, range(5)):
+        rng, name = np.random.default_rng(seed), f"esrgan_resize{again}"
+        scale = within(name, level, ranges[again][sign], rng, sign)
+        there, back = (("area", "linear", "cubic")[int(i)] for i in rng.integers(0, 3, 2))
+        out = resized(PHOTO64, (round(height * scale), round(width * scale)), there)
+        expected = np.clip(resized(out, (height, width), back), 0, 1)
+        difference = np.abs(run(name, level, seed=seed, sign=sign) - expected)
+        assert difference.max() < 2e-5, (there, back, scale)
+        seen |= {("there", there), ("back", back)}
+    assert len(seen) == 6
+
+
+def test_noises_of_realesrgan() -> None:
+    luma = np.array([9798, 19235, 3735]) / 2**15  # BT.601 as OpenCV rounds it for 8 bits
+    for again, level, seed in itertools.product(ROUNDS, LEVELS, range(4)):
+        rng = np.random.default_rng(seed)
+        name = f"esrgan_gaussian{again}"
+        deviation = within(name, level, (1.0, 25.0 if again else 30.0), rng) / 255
+        planes = 1 if rng.random() < 0.4 else 3
+        noise = deviation * normal_draws((*PHOTO.shape[:2], planes), rng)
+        difference = np.abs(run(name, level, seed=seed) - np.clip(PHOTO64 + noise, 0, 1))
+        assert difference.max() < 1e-5
+
+        rng = np.random.default_rng(seed)
+        name = f"esrgan_poisson{again}"
+        scale = within(name, level, (0.05, 2.5 if again else 3.0), rng)
+        codes = np.rint(PHOTO64 * 255)
+        if rng.random() < 0.4:
+            codes = np.floor(codes @ luma + 0.5)[..., None]
+        photons = 2 ** math.ceil(math.log2(len(np.unique(codes))))
+        clean = codes / 255
+        noise = scale * (rng.poisson(clean * photons) / photons - clean)
+        difference = np.abs(run(name, level, seed=seed) - np.clip(PHOTO64 + noise, 0, 1))
+        assert difference.max() < 1e-5
+
+
+def pillow_jpeg(quality: int) -> np.ndarray:
+    target = io.BytesIO()
+    codes = np.rint(PHOTO * 255).astype(np.uint8)
+    Image.fromarray(codes).save(target, "JPEG", quality=quality, subsampling="4:2:0")
+    return np.array(Image.open(target)) / 255
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_jpegs_are_pillows(level: int) -> None:
-    codes = np.rint(PHOTO * 255).astype(np.uint8)
-
-    def pillow(quality: int) -> np.ndarray:
-        target = io.BytesIO()
-        Image.fromarray(codes).save(target, "JPEG", quality=quality, subsampling="4:2:0")
-        return np.array(Image.open(target)) / 255
-
-    quality = int(OPERATORS["qpt_jpeg"].value(level))
-    assert np.abs(run("qpt_jpeg", level) - pillow(quality)).max() < 1e-6
-    low = int(OPERATORS["esrgan_jpeg"].value(level))
-    out = run("esrgan_jpeg", level, seed=level)
-    assert any(np.abs(out - pillow(q)).max() < 1e-6 for q in range(low, low + 14))
-
-
-def test_kernels_are_the_published_ones() -> None:
-    size, sx, sy, angle = 15, 2.0, 0.7, 0.4
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    inverse = np.linalg.inv(turn @ np.diag([sx**2, sy**2]) @ turn.T)
-    for shape, plateau in ((1.0, False), (2.5, False), (1.4, True)):
-        expected = np.empty((size, size))
-        for row, column in np.ndindex(size, size):
-            p = np.array([column - 7.0, row - 7.0])
-            q = (p @ inverse @ p) ** shape
-            expected[row, column] = 1 / (1 + q) if plateau else math.exp(-q / 2)
-        kernel = generalised_kernel(size, sx, sy, angle, shape, plateau)
-        assert np.abs(kernel - expected / expected.sum()).max() < 1e-6
-    # The inverse Fourier transform of a disk of radius 1.2, by integration along the radius.
-    sinc = sinc_kernel(9, 1.2).astype(np.float64)
-    for x in (0, 1, 3):
-        value = integrate.quad(lambda w, x=x: w * special.j0(w * x), 0, 1.2)[0]
-        centre = integrate.quad(lambda w: w, 0, 1.2)[0]
-        assert sinc[4, 4 + x] / sinc[4, 4] == pytest.approx(value / centre, abs=1e-6)
+    expected = pillow_jpeg(int(value("qpt_jpeg", level)))
+    assert np.abs(run("qpt_jpeg", level) - expected).max() < 1e-6
+    for again, seed in itertools.product(ROUNDS, range(3)):
+        name = f"esrgan_jpeg{again}"
+        quality = within(name, level, (95.0, 30.0), np.random.default_rng(seed))
+        expected = pillow_jpeg(round(quality))
+        assert np.abs(run(name, level, seed=seed) - expected).max() < 1e-6

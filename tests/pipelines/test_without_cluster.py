@@ -15,7 +15,7 @@ SETTINGS = (
     "data=csv",
     "data.clean.name=folder",
     "data.rows_per_shard=8",
-    "stage1.optim.epochs=2",
+    "stage1.optim.epochs=12",
     "stage1.optim.batch_size=8",
     "stage1.probe.epochs=null",
 )
@@ -35,7 +35,7 @@ def photographs(folder: Path) -> None:
     (folder / "scored" / "labels.csv").write_text(text + "\n")
 
 
-def test_killed_in_ingest_it_ends_the_same(tmp_path: Path) -> None:
+def test_killed_in_ingest_and_in_training_it_ends_the_same(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photographs(photos)
     roots = (f"data.root={photos / 'scored'}", f"data.clean.root={photos / 'clean'}")
@@ -61,8 +61,16 @@ def test_killed_in_ingest_it_ends_the_same(tmp_path: Path) -> None:
     last.unlink()
     kept.rename(last)
 
+    def steps() -> list[Path]:
+        return list(killed.glob("checkpoints/pretrain-*/step_*"))
+
+    jobs.run_and_kill(*command, when=lambda: bool(steps()), log=tmp_path / "log")
+    assert not list(killed.glob("models/*/result.json"))
+
     answer = jobs.run(*command)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "resumed from the checkpoint" in answer.stdout
+    assert len(steps()) == 2, "older checkpoints go"
     assert shards().items() > before.items(), "what was written is not written again"
 
     def files(below: Path, pattern: str) -> dict[str, bytes]:
