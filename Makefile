@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests that start Ray run one after the other, and mostly wait for processes to start; all others run beside them.
+# Tests that start Ray run one after the other, and often wait for processes to start; all others take what is left.
 QUICK := not gpu and not hours
 BESIDE := .pytest_cache/beside.log
 # The object store that tests run against (OpenStack Swift) has an environment of its own.
@@ -37,7 +37,7 @@ run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=
 
 test: $(READY) $(S3)/.ready  ## all tests that need neither an accelerator nor hours
 	@mkdir -p $(dir $(BESIDE)); \
-	$(BIN)/python -m pytest -m "not ray and $(QUICK)" $(ARGS) > $(BESIDE) 2>&1 & beside=$$!; \
+	nice -n 19 $(BIN)/python -m pytest -m "not ray and $(QUICK)" $(ARGS) > $(BESIDE) 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest -m "ray and $(QUICK)" $(ARGS); first=$$?; \
 	wait $$beside; second=$$?; cat $(BESIDE); \
 	if [ $$first = 5 ] && [ $$second = 5 ]; then exit 5; fi; \

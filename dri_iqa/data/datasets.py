@@ -1,15 +1,15 @@
-"""Data sets by name: which reader reads which, and a limit that keeps groups whole."""
+"""Data sets by name: which reader reads which."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from dri_iqa import storage
 from dri_iqa.config import nearest
+from dri_iqa.data.limit import take
 from dri_iqa.data.readers.biq2021 import read_biq2021
 from dri_iqa.data.readers.csiq import read_csiq
 from dri_iqa.data.readers.generic import read_csv, read_folder
@@ -22,7 +22,6 @@ from dri_iqa.data.readers.spaq import read_spaq
 from dri_iqa.data.readers.tid2013 import read_tid2013
 from dri_iqa.data.records import DataError, DataSet, Record
 from dri_iqa.data.sample import read_sample
-from dri_iqa.seeds import Purpose, generator
 
 READERS: dict[str, Callable[..., DataSet]] = {
     "sample": read_sample,
@@ -74,7 +73,9 @@ def read_dataset(
             f"unknown data set {name}{nearest(name, list(READERS))}\nKnown: {', '.join(READERS)}."
         )
     reader = READERS[name]
-    known = [key for key in inspect.signature(reader).parameters if key not in ("root", "name")]
+    known = [
+        key for key in inspect.signature(reader).parameters if key not in ("root", "name", "limit")
+    ]
     for key in options:
         if key not in known:
             listed = ", ".join(known) or "none"
@@ -82,7 +83,7 @@ def read_dataset(
                 f"{name}: unknown option {key}{nearest(key, known)}\nOptions of {name}: {listed}."
             )
     if name == "sample":
-        dataset = reader(**{"seed": seed, **options})
+        dataset = reader(**{"seed": seed, **options}, limit=limit)
     elif not root:
         raise DataError(f"{name}: data.root is not set\nSet data.root to the data's folder or URI.")
     else:
@@ -91,46 +92,6 @@ def read_dataset(
     if exclude:
         dataset = _without(dataset, exclude)
     return take(dataset, limit, seed)
-
-
-def take(dataset: DataSet, limit: int | None, seed: int = 0) -> DataSet:
-    """A part of a data set with at most `limit` images, in whole groups (see `read_dataset`).
-
-    Raises:
-        DataError: the limit is below 1 or smaller than every group.
-    """
-    if limit is None or limit >= len(dataset.records):
-        return dataset
-    members: dict[str, list[Record]] = defaultdict(list)
-    for record in dataset.records:
-        members[record.group].append(record)
-    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for group in sorted(members):
-        first = members[group][0]
-        strata[first.subset or "", first.split or ""].append(group)
-    # Each stratum's shuffled groups are laid out evenly over (0, 1): any prefix of the merged order
-    # holds every stratum in proportion.
-    order: list[tuple[float, str]] = []
-    for number, key in enumerate(sorted(strata)):
-        rng = generator(seed, Purpose.LIMIT, number)
-        groups = [strata[key][index] for index in rng.permutation(len(strata[key]))]
-        order += [((place + 0.5) / len(groups), group) for place, group in enumerate(groups)]
-    chosen: set[str] = set()
-    count = 0
-    for _, group in sorted(order):
-        if count + len(members[group]) <= limit:
-            chosen.add(group)
-            count += len(members[group])
-    if not chosen:
-        smallest = min(len(group) for group in members.values())
-        raise DataError(
-            f"{dataset.name}: a limit of {limit} images keeps no whole group\n"
-            f"Set data.limit to at least {smallest}."
-        )
-    records = tuple(record for record in dataset.records if record.group in chosen)
-    used = {record.reference for record in records}
-    references = tuple(record for record in dataset.references if record.name in used)
-    return dataclasses.replace(dataset, records=records, references=references)
 
 
 def _without(dataset: DataSet, exclude: str) -> DataSet:

@@ -25,7 +25,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -34,6 +35,7 @@ import numpy as np
 from PIL import Image
 
 from dri_iqa.config import DegradeConfig
+from dri_iqa.data.limit import take
 from dri_iqa.data.records import DataError, DataSet, Record
 from dri_iqa.degradations import SETS, Recipe, Step, apply_recipe, draw_recipe
 from dri_iqa.images import decode
@@ -108,6 +110,7 @@ def read_sample(
     part: Literal["scored", "clean"] = "scored",
     split: SplitBy = "region",
     seed: int = 0,
+    limit: int | None = None,
 ) -> DataSet:
     """One of the two sets of `build_sample`, as a reader.
 
@@ -115,6 +118,7 @@ def read_sample(
         part: `scored` or `clean`.
         split: what is held out, a `region` of each photograph or whole photographs.
         seed: of the recipes.
+        limit: largest number of scored images (see `take`); others are not even made.
 
     Raises:
         DataError: another part or split, or a package is not installed.
@@ -122,7 +126,7 @@ def read_sample(
     if split not in get_args(SplitBy):
         raise DataError(f"sample: split is {split!r}\nUse region or photograph.")
     if part == "scored":
-        return _scored(seed, split)
+        return _scored(seed, split, limit)
     if part == "clean":
         return DataSet(
             name="sample-clean",
@@ -154,11 +158,9 @@ def pseudo_score(reference_HWC: np.ndarray, image_HWC: np.ndarray) -> float:
     return float(np.asarray(value))
 
 
-def _scored(seed: int, split: SplitBy) -> DataSet:
+def _scored(seed: int, split: SplitBy, limit: int | None) -> DataSet:
     scenes = [scene for name in PHOTOGRAPHS for scene in _scenes(name, _load(name), split)]
-    records = tuple(
-        record for scene, plan in _plan(scenes, seed) for record in _versions(scene, plan, seed)
-    )
+    plans = list(_plan(scenes, seed))
     references = tuple(
         Record(
             name=scene.name,
@@ -169,14 +171,20 @@ def _scored(seed: int, split: SplitBy) -> DataSet:
         )
         for scene in scenes
     )
-    return DataSet(
+    outline = DataSet(
         name="sample",
-        records=records,
+        records=tuple(record for plan in plans for record in _outlines(*plan)),
         references=references,
         score_kind="pseudo",
         licence=LICENCE,
         notes=NOTES,
     )
+    kept = take(outline, limit, seed)
+    groups = {record.group for record in kept.records}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wanted = [plan for plan in plans if plan[0].name in groups]
+        made = pool.map(lambda plan: list(_versions(plan[0], plan[1], seed)), wanted)
+        return replace(kept, records=tuple(record for some in made for record in some))
 
 
 def _load(name: str) -> np.ndarray:
@@ -239,16 +247,12 @@ def _plan(scenes: list[Scene], seed: int) -> Iterator[tuple[Scene, list[Recipe]]
             yield scene, recipes + [draw_recipe(rng, RECIPES) for _ in range(VERSIONS[part][1])]
 
 
-def _versions(scene: Scene, recipes: list[Recipe], seed: int) -> Iterator[Record]:
+def _outlines(scene: Scene, recipes: list[Recipe]) -> Iterator[Record]:
+    """The versions of a scene as they are named, before any is made."""
     for number, recipe in enumerate(recipes):
-        words = (list(PHOTOGRAPHS).index(scene.photograph), scene.row, scene.column, number)
-        rng = generator(seed, Purpose.SAMPLE, len(VERSIONS), *words)
-        image_HWC = apply_recipe(scene.reference_HWC, recipe, rng)
         only = recipe.steps[0] if len(recipe.steps) == 1 else None
         yield Record(
             name=f"{scene.name}-{number:02d}",
-            data=_png(image_HWC),
-            score=pseudo_score(scene.reference_HWC, image_HWC),
             group=scene.name,
             reference=scene.name,
             type=only.name if only else None,
@@ -257,6 +261,17 @@ def _versions(scene: Scene, recipes: list[Recipe], seed: int) -> Iterator[Record
             subset=scene.photograph,
             split=scene.part,
         )
+
+
+def _versions(scene: Scene, recipes: list[Recipe], seed: int) -> Iterator[Record]:
+    """The versions of a scene, with their pixels and scores."""
+    outlines = _outlines(scene, recipes)
+    for number, (recipe, outline) in enumerate(zip(recipes, outlines, strict=True)):
+        words = (list(PHOTOGRAPHS).index(scene.photograph), scene.row, scene.column, number)
+        rng = generator(seed, Purpose.SAMPLE, len(VERSIONS), *words)
+        image_HWC = apply_recipe(scene.reference_HWC, recipe, rng)
+        score = pseudo_score(scene.reference_HWC, image_HWC)
+        yield replace(outline, data=_png(image_HWC), score=score)
 
 
 def _clean(split: SplitBy) -> Iterator[Record]:

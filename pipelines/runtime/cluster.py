@@ -167,28 +167,43 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
     else:
         port = free_port()
         os.environ.pop("RAY_ADDRESS", None)
-        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
         # A search starts many small processes; the raylet would warn about each of them.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
         environment |= {
+            "RAY_GCS_SERVER_PORT": str(port),
             "RAY_ADDRESS": f"127.0.0.1:{port}",
             # Nobody takes this machine away with notice; the watcher is one more process per training run.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus or os.cpu_count(),
-            include_dashboard=True,
-            object_store_memory=_object_store_bytes(config),
-            runtime_env={"env_vars": environment},
-            **common,
-        )
-        os.environ.pop("RAY_GCS_SERVER_PORT", None)
+        # Inherited instead of a runtime environment: processes that Ray has ready can then be used for anything.
+        with _set(environment):
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus or os.cpu_count(),
+                include_dashboard=True,
+                object_store_memory=_object_store_bytes(config),
+                **common,
+            )
     try:
         yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _set(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables for processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _object_store_bytes(config: ClusterConfig) -> int:

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
@@ -63,8 +64,12 @@ class Job:
         from pipelines.runtime.tracking import Tracker
 
         quiet_libraries(self.config.verbose)
-        self.tracker = Tracker(self.config.tracking, self.output)
-        with connect(self.config.cluster, verbose=self.config.verbose) as totals:
+        with contextlib.ExitStack() as stack:
+            # A new registry and a new cluster take seconds each, and mostly wait.
+            beside = stack.enter_context(ThreadPoolExecutor(1))
+            opened = beside.submit(Tracker, self.config.tracking, self.output)
+            totals = stack.enter_context(connect(self.config.cluster, verbose=self.config.verbose))
+            self.tracker = opened.result()
             search = self.config.search
             trials = min(search.trials, search.concurrent or search.trials)
             self.plan = plan_resources(self.config.cluster, totals, trials)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dri_iqa.data.datasets import READERS, read_dataset, take
+from dri_iqa.data.datasets import READERS, read_dataset
+from dri_iqa.data.limit import take
 from dri_iqa.data.records import DataError, DataSet, Record
 
 
