@@ -50,9 +50,8 @@ def yardstick(job: Job, inputs: Inputs) -> Result:
 def show_yardstick(job: Job, result: Result) -> None:
     """Its table of correlations."""
     backbone, size = job.config.model.backbone, job.config.evaluate.yardstick_size
-    show(
-        job, result, f"Yardstick: regression on pooled features of {backbone.name} at {size} pixels"
-    )
+    network = f"{backbone.name}{' with random weights' if backbone.weights == 'none' else ''}"
+    show(job, result, f"Yardstick: regression on pooled features of {network} at {size} pixels")
 
 
 def _features(job: Job, source: Source, ids: np.ndarray, meter: Any) -> np.ndarray:

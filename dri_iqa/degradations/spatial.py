@@ -118,14 +118,21 @@ def pixelate(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:
 
     Source: KADIS impixelate.m.
     """
-    zoom = 0.95 - value**0.6
     height, width = image_HWC.shape[:2]
-    rows_HW = np.repeat(_nearest(height, zoom), width).reshape(height, width)
-    columns_HW = np.tile(_nearest(width, zoom), (height, 1))
-    return array(cv2.remap(image_HWC, columns_HW, rows_HW, cv2.INTER_NEAREST))
+    shown_HW2 = _shown(height, width, 0.95 - value**0.6)
+    return array(cv2.remap(image_HWC, shown_HW2, np.empty(0), cv2.INTER_NEAREST))
 
 
-def _nearest(side: int, zoom: float) -> NDArray[np.float32]:
+@lru_cache(maxsize=16)
+def _shown(height: int, width: int, zoom: float) -> NDArray[np.int16]:
+    """(x, y) of the pixel that each pixel shows; kept, as crops are mostly of one size."""
+    shown_HW2 = np.empty((height, width, 2), np.int16)
+    shown_HW2[..., 0] = _nearest(width, zoom)
+    shown_HW2[..., 1] = _nearest(height, zoom)[:, None]
+    return shown_HW2
+
+
+def _nearest(side: int, zoom: float) -> NDArray[np.int64]:
     """For each pixel of a side, the pixel that it shows after the reduction to ceil(zoom side) pixels and back.
 
     The source of pixel i is the one that holds the point (i + 0.5) x scale; a point between two pixels is the right
@@ -133,7 +140,7 @@ def _nearest(side: int, zoom: float) -> NDArray[np.float32]:
     """
     small = max(1, math.ceil(zoom * side))
     place = (2 * np.arange(side) + 1) * small // (2 * side)
-    return ((2 * place + 1) * side // (2 * small)).astype(np.float32)
+    return (2 * place + 1) * side // (2 * small)
 
 
 def quantisation(image_HWC: Image, value: float, rng: np.random.Generator) -> Image:

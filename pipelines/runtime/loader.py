@@ -28,8 +28,8 @@ def loader_stream(
         batch_size=None,  # an item is a batch already
         num_workers=processes,
         worker_init_fn=_pin_worker,
-        # Forked copies of clients of an object store do not work.
-        multiprocessing_context="forkserver" if processes else None,
+        # Forked copies of clients of an object store do not work; children of a fork server outlive a killed job.
+        multiprocessing_context="spawn" if processes else None,
     )
     for tensors in loader:  # tensors, because these pass between processes without a copy
         batch = {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 # Every step does its real work on a part of the sample, with budgets that only show that it runs.
 BRIEF = (
     "data.limit=120",
     "search.trials=2",
     "search.epochs=2",
-    "stage1.optim.epochs=6",
+    "stage1.optim.epochs=4",
     "stage1.probe.images=9",
     "stage2.optim.epochs=3",
     "stage2.val_crops=1",
@@ -79,8 +81,12 @@ def run_and_kill(
                 )
                 time.sleep(0.05)
         finally:
+            running = process.poll() is None
+            others = psutil.Process(process.pid).children(recursive=True) if running else []
             process.send_signal(signal.SIGKILL)
             process.wait()
+    _, alive = psutil.wait_procs(others, timeout=60)
+    assert not alive, "processes of a killed job end by themselves"
 
 
 def summary(output: Path) -> dict:

@@ -52,7 +52,13 @@ def test_every_step_ran_and_said_so(finished) -> None:
     printed = finished.answer.stdout
     for number in range(1, 10):
         assert f"[{number}/9]" in printed
-    for words in ("Search", "Before and after training", "Test: pseudo scores", "registered model"):
+    for words in (
+        "What trains",
+        "Search",
+        "Before and after training",
+        "Test: pseudo scores",
+        "registered model",
+    ):
         assert words in printed
     assert "dri-iqa score photo.jpg" in printed
     assert "mlflow ui" in printed
@@ -105,6 +111,12 @@ def test_runs_are_nested_finished_and_hold_what_a_reader_needs(
     stage2 = next(run for run in runs if run.info.run_name == "stage2")
     history = client.get_metric_history(stage2.info.run_id, "val_srocc")
     assert [metric.step for metric in history] == [1, 2, 3]
+    pulls = [name for name in stage2.data.metrics if name.startswith("grad_dre_")]
+    assert len(pulls) >= 4, "how strongly each term of the loss pulls the extractor"
+    assert all(stage2.data.metrics[name] > 0 for name in pulls)
+    parts = client.download_artifacts(stage2.info.run_id, "parts.json")
+    rows = json.loads(Path(parts).read_text())
+    assert ["stage-1 extractor", "frozen"] in [row[:2] for row in rows]
 
 
 def test_stage_1_is_probed_in_numbers_and_in_a_picture(finished, client: MlflowClient) -> None:
@@ -118,7 +130,7 @@ def test_stage_1_is_probed_in_numbers_and_in_a_picture(finished, client: MlflowC
     assert stage1.data.metrics["step/images_per_second"] > 0
     assert stage1.data.metrics["queue_fill"] == 1
     pictures = [item.path for item in client.list_artifacts(stage1.info.run_id, "probe")]
-    assert pictures == ["probe/epoch_0006.png"]
+    assert pictures == ["probe/epoch_0004.png"]
 
 
 def test_no_file_of_the_registered_model_is_a_pickle(finished) -> None:

@@ -88,4 +88,6 @@ def test_the_mark_to_beat_is_a_command(tmp_path: Path) -> None:
     settings = ("data.test_fraction=0.3", "evaluate.yardstick_size=64", "evaluate.bootstrap=20")
     answer = jobs.run("yardstick", f"output={tmp_path / 'runs'}", *roots, *SETTINGS[:3], *settings)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "pooled features of mobilenetv3_small_050 at 64 pixels" in answer.stdout
+    assert (
+        "pooled features of mobilenetv3_small_050 with random weights at 64 pixels" in answer.stdout
+    )
