@@ -46,6 +46,7 @@ class Plan:
     max_failures: int
     total_cpus: float
     total_gpus: float
+    object_store_bytes: float = 0.0
 
     def __str__(self) -> str:
         gpus = f", {self.total_gpus:g} GPUs" if self.total_gpus else ""
@@ -114,6 +115,7 @@ def plan_resources(config: ClusterConfig, totals: dict[str, float], trials: int 
         max_failures=config.max_failures,
         total_cpus=cpus,
         total_gpus=gpus,
+        object_store_bytes=totals.get("object_store_memory", 0.0),
     )
 
 

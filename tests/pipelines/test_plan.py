@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from pipelines.runtime.cluster import ClusterError, connect, plan_resources
-from pipelines.runtime.config import ClusterConfig
+from pipelines.runtime.config import ClusterConfig, compose
+from pipelines.runtime.fit import Inputs, pretrain_spec
+from pipelines.runtime.training import store_advice
 
 
 def test_the_smallest_machine_runs_one_trial_at_a_time() -> None:
@@ -26,6 +30,21 @@ def test_no_more_trials_at_a_time_than_there_are() -> None:
 def test_accelerators_limit_trials_too() -> None:
     config = ClusterConfig(gpus_per_worker=1.0)
     assert plan_resources(config, {"CPU": 64.0, "GPU": 2.0}, trials=9).concurrent_trials == 2
+
+
+def test_an_object_store_that_holds_no_two_tasks_of_batches_is_told() -> None:
+    inputs = Inputs(**{field.name: "" for field in fields(Inputs) if field.type == "str"})
+
+    def advice(preset: str, store: float) -> str | None:
+        plan = plan_resources(ClusterConfig(), {"CPU": 2.0, "object_store_memory": store})
+        return store_advice(pretrain_spec(compose("full", [f"preset={preset}"]), inputs, 1), plan)
+
+    # 8 batches of 64 images, 4 views of 3 x 224 x 224
+    assert "takes 308 MB" in (advice("paper", 500e6) or "")
+    assert "object_store_mb=2466" in (advice("paper", 500e6) or "")
+    assert advice("paper", 4e9) is None
+    assert advice("tiny", 500e6) is None
+    assert advice("paper", 0.0) is None, "there is none without a cluster"
 
 
 @pytest.mark.parametrize(
