@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dri_iqa import storage
 from dri_iqa.bundle import ScoreScale, save_bundle
@@ -20,20 +21,26 @@ from dri_iqa.config import (
     to_dict,
 )
 from dri_iqa.data.batches import Source, Stage1Batches, Stage2Batches
+from dri_iqa.data.manifest import ShardReader
 from dri_iqa.data.samples import Streams, score_range, shuffled_scores
 from dri_iqa.data.schedule import Schedule, choose
 from dri_iqa.data.splits import Split
 from dri_iqa.evaluation.metrics import plcc, srocc
 from dri_iqa.extractor import ExtractorConfig, load_extractor, save_extractor
+from dri_iqa.images import decode
+from dri_iqa.losses.restoration import psnr
 from dri_iqa.models.table import model_table
 from dri_iqa.scoring import score_images
 from dri_iqa.seeds import Purpose
 from dri_iqa.stages import PretrainStage, TrainStage, stage2_streams
-from dri_iqa.stages.base import Stage
+from dri_iqa.stages.base import Stage, to_float
 from pipelines.runtime.fit import Inputs, Result, RunSpec
 from pipelines.runtime.loop import Training
 from pipelines.runtime.probing import Probe, clean_parts, image_names
 from pipelines.runtime.streams import stream
+
+RESTORED = 64
+"""Validation images that are restored after an epoch: enough for a mean, few enough for a large network."""
 
 Describe = dict[str, Any]
 Setup = Callable[[RunSpec, dict[str, Any], int, int], tuple[Training, Describe]]
@@ -344,6 +351,30 @@ def _validation(
             label = batches.scores[image_id] if batches.scores else reader.row(image_id)["score"]
             predicted.append(float(item.score_K.mean()))
             given.append(label if batches.higher_is_better else -label)
-        return {"val_srocc": srocc(predicted, given), "val_plcc": plcc(predicted, given)}
+        found = {"val_srocc": srocc(predicted, given), "val_plcc": plcc(predicted, given)}
+        return found | _restoration(stage, reader, split.val)
 
     return validate
+
+
+def _restoration(stage: TrainStage, reader: ShardReader, ids: tuple[int, ...]) -> dict[str, float]:
+    """PSNR of degraded and of restored images to their references, where there are both."""
+    some = [ids[place] for place in range(0, len(ids), max(1, len(ids) // RESTORED))]
+    rows = [row for row in map(reader.read, some) if row["reference"] is not None]
+    if stage.ram is None or not rows:
+        return {}
+    device = next(stage.parameters()).device
+
+    def pixels(data: bytes) -> Tensor:
+        return to_float(torch.from_numpy(decode(data)).permute(2, 0, 1)[None].to(device))
+
+    before, after = [], []
+    for row in rows:
+        reference_BCHW = pixels(reader.read(reader.reference_id(row["reference"]))["bytes"])
+        image_BCHW = pixels(row["bytes"])
+        before.append(float(psnr(image_BCHW, reference_BCHW)))
+        after.append(float(psnr(stage.restore(image_BCHW), reference_BCHW)))
+    return {
+        "val_psnr_input": sum(before) / len(before),
+        "val_psnr_restored": sum(after) / len(after),
+    }

@@ -93,5 +93,9 @@ def _pictures(job: Job, key: str, folder: str) -> None:
 
 
 def _brief(metrics: dict[str, float]) -> str:
-    shown = [name for name in ("loss", "val_srocc", "data_wait_share") if name in metrics]
+    shown = [
+        name
+        for name in ("loss", "val_srocc", "val_psnr_input", "val_psnr_restored", "data_wait_share")
+        if name in metrics
+    ]
     return ", ".join(f"{name} {metrics[name]:.3f}" for name in shown)

@@ -114,6 +114,8 @@ def test_runs_are_nested_finished_and_hold_what_a_reader_needs(
     pulls = [name for name in stage2.data.metrics if name.startswith("grad_dre_")]
     assert len(pulls) >= 4, "how strongly each term of the loss pulls the extractor"
     assert all(stage2.data.metrics[name] > 0 for name in pulls)
+    assert 5 < stage2.data.metrics["val_psnr_input"] < 60
+    assert 5 < stage2.data.metrics["val_psnr_restored"] < 60
     parts = client.download_artifacts(stage2.info.run_id, "parts.json")
     rows = json.loads(Path(parts).read_text())
     assert ["stage-1 extractor", "frozen"] in [row[:2] for row in rows]
