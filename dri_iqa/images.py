@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dri_iqa.jpeg_structure import intact_size
+from dri_iqa import jpeg_structure, png_structure
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded, in pixels (Pillow's own default: 256 MiB of RGB)."""
@@ -70,14 +70,14 @@ def decode(data: bytes, *, exif_transpose: bool = False) -> np.ndarray:
 
 
 def probe(data: bytes) -> tuple[int, int]:
-    """(height, width) of an image that `decode` accepts, for less where it is a JPEG.
+    """(height, width) of an image that `decode` accepts, for less where it is a JPEG or a PNG.
 
-    A JPEG is judged by its structure; only where that is broken or unusual, it is decoded.
+    These are judged by their structure; only where that is broken or unusual, they are decoded.
 
     Raises:
         ImageError: as `decode`.
     """
-    size = intact_size(data)
+    size = jpeg_structure.intact_size(data) or png_structure.intact_size(data, MAX_PIXELS)
     if size is not None and size[0] * size[1] <= MAX_PIXELS:
         return size
     height, width = decode(data).shape[:2]
