@@ -20,6 +20,7 @@ BRIEF = (
     "search.trials=2",
     "search.epochs=2",
     "stage1.optim.epochs=4",
+    "stage1.optim.log_steps=20",
     "stage1.probe.images=9",
     "stage2.optim.epochs=3",
     "stage2.val_crops=1",
