@@ -64,7 +64,9 @@ def test_killed_in_ingest_and_in_training_it_ends_the_same(tmp_path: Path) -> No
     def steps() -> list[Path]:
         return list(killed.glob("checkpoints/pretrain-*/step_*"))
 
-    jobs.run_and_kill(*command, when=lambda: bool(steps()), log=tmp_path / "log")
+    others = jobs.run_and_kill(*command, when=lambda: bool(steps()), log=tmp_path / "log")
+    assert others
+    assert jobs.end_by_themselves(others), "no loader outlives its job"
     assert not list(killed.glob("models/*/result.json"))
 
     answer = jobs.run(*command)
