@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from pyarrow.fs import LocalFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -204,8 +203,8 @@ def _in_this_process(settings: dict[str, Any]) -> None:
     """Train here, without a cluster (`cluster=none`)."""
     from pipelines.runtime.host import LocalHost
 
-    system, folder = storage.filesystem(settings["checkpoints"])
-    if not isinstance(system, LocalFileSystem):
+    folder = storage.filesystem(settings["checkpoints"])[1]
+    if storage.is_remote(settings["checkpoints"]):
         # Checkpoints of a process lie on its own disk; only results go to the store.
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         name = settings["checkpoints"].rpartition("/")[2]

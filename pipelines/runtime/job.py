@@ -61,9 +61,10 @@ class Job:
         """Tracking, Ray, the plan and the journal, for the duration of the block."""
         from pipelines.runtime.cluster import connect, plan_resources, quiet_libraries
         from pipelines.runtime.journal import Journal
-        from pipelines.runtime.tracking import Tracker
+        from pipelines.runtime.tracking import Tracker, check_server
 
         quiet_libraries(self.config.verbose)
+        check_server(self.config.tracking)
         with contextlib.ExitStack() as stack:
             # A new registry and a new cluster take seconds each, and mostly wait.
             beside = stack.enter_context(ThreadPoolExecutor(1))

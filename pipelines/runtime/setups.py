@@ -40,7 +40,7 @@ from pipelines.runtime.probing import Probe, clean_parts, image_names
 from pipelines.runtime.streams import stream
 
 RESTORED = 64
-"""Validation images that are restored after an epoch: enough for a mean, few enough for a large network."""
+"""Most validation images that are restored after an epoch: enough for a mean, few enough for a large network."""
 
 Describe = dict[str, Any]
 Setup = Callable[[RunSpec, dict[str, Any], int, int], tuple[Training, Describe]]
@@ -359,7 +359,7 @@ def _validation(
 
 def _restoration(stage: TrainStage, reader: ShardReader, ids: tuple[int, ...]) -> dict[str, float]:
     """PSNR of degraded and of restored images to their references, where there are both."""
-    some = [ids[place] for place in range(0, len(ids), max(1, len(ids) // RESTORED))]
+    some = [ids[place] for place in range(0, len(ids), -(-len(ids) // RESTORED))]
     rows = [row for row in map(reader.read, some) if row["reference"] is not None]
     if stage.ram is None or not rows:
         return {}

@@ -54,7 +54,6 @@ class Tracker:
     def __init__(self, config: TrackingConfig, output: str) -> None:
         self.uri = tracking_uri(config, output)
         if config.kind == "server":
-            _check_server(self.uri)
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         else:
@@ -189,7 +188,15 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def _check_server(uri: str) -> None:
+def check_server(config: TrackingConfig) -> None:
+    """Whether an MLflow server answers where one is named: worth knowing before a cluster is started.
+
+    Raises:
+        TrackingError: `tracking=server` without an address, or nothing answers there.
+    """
+    if config.kind != "server":
+        return
+    uri = tracking_uri(config, "")
     try:
         with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5) as answer:
             if answer.status == 200:

@@ -70,9 +70,8 @@ def run_stage(job: Job, spec: RunSpec, name: str) -> Result:
 
 def store_advice(spec: RunSpec, plan: Plan) -> str | None:
     """What to say where Ray's object store is too small for batches to be made ahead: half the speed was measured."""
-    images = {"pretrain": 4, "train": 6}[
-        spec.stage
-    ]  # of a row: four views, an image and its reference
+    # Pixels of a row: four views, or those with an image and its reference.
+    images = {"pretrain": 4, "train": 6}[spec.stage]
     batch = spec.config["stage1" if spec.stage == "pretrain" else "stage2"]["optim"]["batch_size"]
     task = STEPS_PER_TASK * batch * images * 3 * spec.config["model"]["crop"] ** 2
     if not plan.object_store_bytes or plan.object_store_bytes >= 2 * task:
