@@ -308,6 +308,8 @@ class Stage2Config(StrictConfig):
     """Whose crops carry the contrastive losses in stage 2."""
     val_crops: int = 5
     """Crops per validation image at the end of an epoch."""
+    select: Literal["last", "val"] = "last"
+    """Which epoch's weights are kept: the last one's, or those with the best validation SROCC. Never by test images."""
     grad_checkpoint: bool = False
     """Recompute activations in the backward pass to save memory."""
 

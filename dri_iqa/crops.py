@@ -7,6 +7,7 @@ state, no file name, no order of a batch.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,20 @@ MAX_CROPS = 10_000
 """Refuses typing errors, and pictures that would need more to be covered."""
 
 
-def parse_crops(crops: str | int) -> tuple[str, int]:
-    """A crop policy as (kind, number): ("random", 25), ("uniform", 25) or ("whole", 0).
+class CropPolicy(NamedTuple):
+    """Which crops a score is made of."""
+
+    kind: str
+    """`random`, `uniform` or `whole`."""
+    number: int
+    """Of crops; 0 for `whole`, where it follows from the picture's size."""
+    seed: int = 0
+    """Of random positions; the paper tests with five."""
+
+
+def parse_crops(crops: str | int) -> CropPolicy:
+    """A crop policy from its short form: 25, `random25`, `random25@3` (seed 3), `uniform25`,
+    `whole`.
 
     Raises:
         ValueError: an unknown policy, a number out of range, or a grid that is not square.
@@ -26,17 +39,18 @@ def parse_crops(crops: str | int) -> tuple[str, int]:
     if isinstance(crops, int) and not isinstance(crops, bool):
         crops = f"random{crops}"
     if crops == "whole":
-        return "whole", 0
-    match = re.fullmatch(r"(random|uniform)(\d+)", str(crops))
-    if match is None or not 1 <= int(match[2]) <= MAX_CROPS:
+        return CropPolicy("whole", 0)
+    match = re.fullmatch(r"(?:(random)(\d+)(?:@(\d{1,9}))?|(uniform)(\d+))", str(crops))
+    number = int(match[2] or match[5]) if match else 0
+    if match is None or not 1 <= number <= MAX_CROPS:
         raise ValueError(
             f"crops: got {crops!r}, expected a number from 1 to {MAX_CROPS}, "
-            "randomN, uniformN (N a square) or whole"
+            "randomN, randomN@SEED, uniformN (N a square) or whole"
         )
-    kind, number = match[1], int(match[2])
+    kind = match[1] or match[4]
     if kind == "uniform" and round(number**0.5) ** 2 != number:
         raise ValueError(f"crops: a uniform grid needs a square number (9, 16, 25), got {number}")
-    return kind, number
+    return CropPolicy(kind, number, int(match[3] or 0))
 
 
 def crop_positions(
@@ -48,7 +62,7 @@ def crop_positions(
         width, height: the picture's size in pixels, neither below `crop`.
         crop: side of the crops in pixels.
         crops: `randomN` (or N): uniform over all positions, the last row and column included, the
-            k-th position drawn from (digest, k), so that fewer crops are a prefix of more;
+            k-th position drawn from (seed, digest, k), so that fewer crops are a prefix of more;
             `uniformN`: a square grid from edge to edge; `whole`: the fewest crops that cover the
             picture, evenly spread.
         digest: the picture's `content_digest`; only random positions need it.
@@ -61,14 +75,14 @@ def crop_positions(
     """
     if width < crop or height < crop:
         raise ValueError(f"a {width}x{height} picture has no {crop}x{crop} crop; enlarge it first")
-    kind, number = parse_crops(crops)
+    kind, number, seed = parse_crops(crops)
     room = (width - crop, height - crop)
     if kind == "random":
         if not digest:
             raise ValueError("random crops need the picture's content digest")
         words = np.frombuffer(digest, dtype="<u4").tolist()
         draws = [
-            generator(0, Purpose.SCORE_CROP, *words, k).integers(0, room, endpoint=True)
+            generator(seed, Purpose.SCORE_CROP, *words, k).integers(0, room, endpoint=True)
             for k in range(number)
         ]
         return np.stack(draws).astype(np.int64)

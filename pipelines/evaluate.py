@@ -1,198 +1,66 @@
-"""Evaluation on references or scenes never trained on: 25 crops an image, correlations with intervals, figures."""
+"""Evaluation: a protocol's splits, seeds and variants trained and tested, with honest statistics and their cost."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-
 from dri_iqa import storage
-from dri_iqa.data.batches import Source
-from dri_iqa.data.manifest import Manifest
-from dri_iqa.data.splits import load_splits
-from dri_iqa.evaluation.figures import curves, scatter
-from dri_iqa.evaluation.metrics import evaluate_table, srocc
+from pipelines.cost import estimate, show_cost
 from pipelines.ingest import ingest
-from pipelines.pretrain import pretrain
-from pipelines.runtime.fit import Inputs, untrained_bundle
-from pipelines.runtime.job import Job, Result, main
-from pipelines.runtime.tasks import run_tasks
-from pipelines.train import train
-
-
-def evaluate(job: Job, inputs: Inputs, trained: Result, *, label: str = "test") -> Result:
-    """Score the test part and compare; returns rows of metrics and where the predictions lie."""
-    source = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
-    manifest = source.open().manifest
-    table = manifest.images().to_pandas().set_index("image_id")
-    ids = load_splits(inputs.split_uri)[0].test
-    with job.console.progress(
-        f"{len(ids)} test images x {job.config.evaluate.crops} crops"
-    ) as meter:
-        predicted = score_ids(job, trained["uri"], source, ids, meter)
-    frame = predicted.join(
-        table[["name", "group", "type", "level", "subset", "score"]].rename(
-            columns={"score": "given"}
-        )
-    )
-    frame = frame.dropna(subset=["score"])
-    rows = correlations(job, manifest, frame)
-    uri = storage.join(job.directory, f"predictions-{label}.csv")
-    storage.write_bytes(uri, frame.reset_index().to_csv(index=False).encode())
-    result = {
-        "rows": rows,
-        "srocc": rows[0]["srocc"],
-        "plcc": rows[0]["plcc"],
-        "predictions": uri,
-        "kind": manifest.score_kind,
-        "failed": int(np.count_nonzero(predicted["error"].notna())),
-        "example": _example(frame),
-    }
-    _record(job, result, frame, trained, manifest.score_kind, label)
-    return result
-
-
-def correlations(job: Job, manifest: Manifest, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of metrics with intervals, over all and by subset.
-
-    Args:
-        job: gives seed and number of resamples.
-        manifest: gives the scores' direction.
-        frame: `score` (predicted), `given`, `group` and `subset` of the test images.
-    """
-    sign = 1.0 if manifest.higher_is_better else -1.0
-    subsets = frame["subset"].fillna("all").to_numpy()
-    return evaluate_table(
-        sign * frame["score"].to_numpy(),
-        sign * frame["given"].to_numpy(),
-        groups=frame["group"].to_numpy(),
-        subsets=subsets if len(set(subsets)) > 1 else None,
-        seed=job.config.seed,
-        n=job.config.evaluate.bootstrap,
-    )
-
-
-def evaluate_untrained(
-    job: Job, inputs: Inputs, trained: Result, example: dict[str, Any]
-) -> Result:
-    """The same model before its first step on the same test part: what training brought."""
-    source = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
-    manifest = source.open().manifest
-    given = manifest.images().to_pandas().set_index("image_id")["score"]
-    ids = load_splits(inputs.split_uri)[0].test
-    with job.console.progress("the untrained model on the same images") as meter:
-        frame = score_ids(job, untrained_bundle(trained), source, ids, meter).dropna(
-            subset=["score"]
-        )
-    sign = 1.0 if manifest.higher_is_better else -1.0
-    value = srocc(sign * frame["score"].to_numpy(), sign * given.loc[frame.index].to_numpy())
-    job.tracker.metrics(job.name, {"untrained_srocc": value})
-    return {
-        "srocc": value,
-        "example": float(frame["score"].to_dict().get(example["image_id"], float("nan"))),
-    }
-
-
-def score_ids(
-    job: Job, bundle: str, source: Source, ids: Sequence[int], meter: Any
-) -> pd.DataFrame:
-    """Scores of ingested images by Ray tasks; a score depends on pixels only, not on how the ids are dealt."""
-    crops = job.config.evaluate.crops
-    chunks = max(1, min(len(ids), int(4 * job.plan.total_cpus)))
-    calls = [
-        (bundle, source, part.tolist(), crops) for part in np.array_split(np.array(ids), chunks)
-    ]
-    tables: list[pd.DataFrame] = []
-    for table in run_tasks(_score_chunk, calls, cpus=min(1.0, job.plan.total_cpus)):
-        tables.append(table)
-        meter.update(len(tables), len(calls))
-    return pd.concat(tables).sort_index()
-
-
-def _score_chunk(bundle: str, source: Source, ids: list[int], crops: int) -> pd.DataFrame:
-    import torch
-
-    from dri_iqa import load_model
-
-    torch.set_num_threads(1)
-    reader = source.open()
-    table = load_model(bundle).score(
-        (reader.read(image_id)["bytes"] for image_id in ids), crops=crops
-    )
-    table.index = pd.Index(ids, name="image_id")
-    return table.drop(columns="image")
-
-
-def _example(frame: pd.DataFrame) -> dict[str, Any]:
-    """The test image whose prediction is the median one: a picture to show, not the best one."""
-    ordered = frame.sort_values("score")
-    row = ordered.iloc[len(ordered) // 2]
-    return {
-        "image_id": int(str(row.name)),
-        "name": row["name"],
-        "score": float(row["score"]),
-        "given": float(row["given"]),
-    }
-
-
-def _record(
-    job: Job, result: Result, frame: pd.DataFrame, trained: Result, kind: str, label: str
-) -> None:
-    """Metrics and figures into MLflow."""
-    job.tracker.metrics(job.name, {f"{label}_{name}": result[name] for name in ("srocc", "plcc")})
-    job.tracker.json(job.name, result["rows"], f"{label}.json")
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / f"scatter-{label}.png"
-        scatter(frame["score"], frame["given"], picture, kind=kind, title=f"{job.name}, {label}")
-        job.tracker.file(job.name, str(picture), "figures")
-        history = trained.get("history") or []
-        if history:
-            names = [name for name in ("loss", "val_srocc") if name in history[0]]
-            panels = {name: {name: [row[name] for row in history]} for name in names}
-            picture = curves(panels, Path(folder) / "stage2.png", title="stage 2")
-            job.tracker.file(job.name, str(picture), "figures")
-
-
-def show(job: Job, result: Result, what: str | None = None) -> None:
-    """The table of correlations, with intervals over references or scenes."""
-
-    def interval(row: dict[str, Any], name: str) -> str:
-        return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
-
-    rows = [
-        [
-            row["subset"],
-            row["images"],
-            row["groups"],
-            interval(row, "srocc"),
-            interval(row, "plcc"),
-            row["note"],
-        ]
-        for row in result["rows"]
-    ]
-    what = what or f"Test: {result['kind']} scores, {job.config.evaluate.crops} crops"
-    title = f"{what}, 95 % intervals over references or scenes"
-    job.console.table(title, ["subset", "images", "groups", "SROCC", "PLCC", "note"], rows)
+from pipelines.protocol import (
+    Grid,
+    facts,
+    failure_rows,
+    make_grid,
+    score_all,
+    tables,
+    train_all,
+)
+from pipelines.protocol_report import publish, show
+from pipelines.runtime.fit import Result
+from pipelines.runtime.job import Job, main
+from pipelines.runtime.snapshots import TrainingError
 
 
 def steps(job: Job) -> None:
-    """The job: whatever is missing of data and training, then the evaluation."""
-    job.console.steps = 4
+    """The table of contents."""
+    protocol = job.config.protocol
+    job.console.say(f"job       {job.name}\nprotocol  {protocol.name}\noutput    {job.directory}")
+    if storage.exists(job.summary_uri) and not job.config.dry_run:
+        job.console.say("finished before: nothing is trained or tested again")
+        show(job, storage.read_json(job.summary_uri))
+        return
+    pilots = protocol.estimate or job.config.dry_run
+    job.console.steps = 1 + pilots + (0 if job.config.dry_run else 4)
     with job.connect():
         data = job.step("ingest", "ingest", lambda: ingest(job))
-        inputs = Inputs(**data["inputs"])
-        first = job.step(
-            "stage1", "stage 1: pre-train the extractor", lambda: pretrain(job, inputs)
+        grid = make_grid(job, data)
+        if pilots:
+            cost = job.step("estimate", "what it will cost: pilots", lambda: estimate(job, grid))
+            show_cost(job, cost)
+        if not job.config.dry_run:
+            run(job, grid)
+
+
+def run(job: Job, grid: Grid) -> Result:
+    """Everything that trains and tests, then the report; a protocol with failed trainings reports and fails.
+
+    Raises:
+        TrainingError: trainings that failed, after everything else was done.
+    """
+    trained, failures = train_all(job, grid)
+    outcomes = score_all(job, grid, trained)
+    job.console.headline("tables and report")
+    found = tables(job, grid, outcomes)
+    failed = failure_rows(failures)
+    result = {"tables": found, "facts": facts(grid), "failures": failed}
+    result["report"] = publish(job, grid, outcomes, result)
+    show(job, result)
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} training(s) failed: {failed[0]['run']}: {failed[0]['error']}\n"
+            "start the same command again to try them once more; what is done stays done"
         )
-        second = job.step(
-            "stage2", "stage 2: train the predictor", lambda: train(job, inputs, first, {})
-        )
-        result = job.step("evaluate", "evaluate", lambda: evaluate(job, inputs, second))
-        show(job, result)
+    storage.write_json(job.summary_uri, result)
+    return result
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from dri_iqa import storage
-from pipelines.evaluate import evaluate, evaluate_untrained, show
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.register import check, register
@@ -14,6 +13,7 @@ from pipelines.runtime.console import duration
 from pipelines.runtime.fit import Inputs, pretrain_spec
 from pipelines.runtime.job import Job, main
 from pipelines.runtime.training import run_stage
+from pipelines.testing import evaluate, evaluate_untrained, show
 from pipelines.train import train
 from pipelines.tune import show_trials, tune
 from pipelines.yardstick import show_yardstick, yardstick

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dri_iqa import storage
+from dri_iqa.config import to_dict
 from dri_iqa.data.datasets import read_dataset
 from dri_iqa.data.manifest import Manifest, ShardReader, publish
 from dri_iqa.data.records import DataError
+from dri_iqa.data.rules import check_rules
 from dri_iqa.data.shards import ShardResult, plan_shards, write_shard
 from dri_iqa.data.splits import Split, make_splits, official_split, save_splits
 from dri_iqa.data.summary import CONTACT_SHEET, contact_sheet, summary
-from pipelines.runtime.config import digest
+from pipelines.runtime.config import DataConfig, digest
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, main
 from pipelines.runtime.tasks import run_tasks
@@ -32,9 +34,9 @@ def ingest(job: Job) -> Result:
     clean = _ingest(
         job, data.clean.name, data.clean.root, data.clean.limit, clean_options, clean=True
     )
+    check_rules(scored, **to_dict(data.rules))
     split = make_split(job, scored)
-    uri = storage.join(scored.directory, f"split-{split.digest[:12]}.json")
-    save_splits(uri, [split])
+    uri = store_split(scored, split)
     inputs = Inputs(
         scored_uri=scored.directory,
         scored_digest=scored.digest,
@@ -51,16 +53,44 @@ def ingest(job: Job) -> Result:
     return {"inputs": asdict(inputs), "counts": counts, "score_kind": scored.score_kind}
 
 
-def make_split(job: Job, scored: Manifest) -> Split:
-    """The data set's own split where it has one, else a seeded one by reference or scene."""
+def make_split(job: Job, scored: Manifest, index: int = 0) -> Split:
+    """The data set's own split where it has one, else the seeded one of this number, by reference or scene.
+
+    Raises:
+        DataError: a further split is asked of a data set that brings its own.
+    """
     table = scored.images().to_pydict()
     ids, groups, parts = table["image_id"], table["group"], table["split"]
     data = job.config.data
     if data.split == "official" or (data.split == "auto" and {"train", "test"} <= set(parts)):
+        if index:
+            raise DataError(
+                f"{scored.name} has a split of its own, {index + 1} were asked for\n"
+                "set protocol.splits=1, or data.split=random"
+            )
         return official_split(ids, groups, parts, seed=data.split_seed, val=data.val_fraction)
     return make_splits(
-        ids, groups, seed=data.split_seed, train=1 - data.test_fraction, val=data.val_fraction
+        ids,
+        groups,
+        seed=data.split_seed,
+        index=index,
+        train=1 - data.test_fraction,
+        val=data.val_fraction,
     )
+
+
+def store_split(scored: Manifest, split: Split) -> str:
+    """Keep a split beside its data; returns its URI."""
+    uri = storage.join(scored.directory, f"split-{split.digest[:12]}.json")
+    save_splits(uri, [split])
+    return uri
+
+
+def ingest_scored(job: Job, data: DataConfig) -> Manifest:
+    """A further scored data set, as it stands: nothing of it is split or trained on."""
+    manifest = _ingest(job, data.name, data.root, data.limit, data.options, clean=False)
+    check_rules(manifest, **to_dict(data.rules))
+    return manifest
 
 
 def _show(job: Job, manifests: list[Manifest], parts: dict[str, int]) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 from dri_iqa import storage
 from dri_iqa.data.batches import Source
-from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.runtime import registry
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, git_commit, main
+from pipelines.testing import evaluate
 from pipelines.train import train
 
 CARD = """# dri-iqa: {name}

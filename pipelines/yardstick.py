@@ -10,11 +10,11 @@ import numpy as np
 from dri_iqa.config import BackboneConfig
 from dri_iqa.data.batches import Source
 from dri_iqa.data.splits import load_splits
-from pipelines.evaluate import correlations, show
 from pipelines.ingest import ingest
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, main
 from pipelines.runtime.tasks import run_tasks
+from pipelines.testing import correlations, show
 
 
 def yardstick(job: Job, inputs: Inputs) -> Result:

@@ -203,13 +203,50 @@ def paired_interval(
     Far narrower than the difference of two separate intervals, as scenes that are hard are hard
     for both. An interval that lies above 0 says that a is better on such scenes.
     """
-    a_N, true_N = _pair(pred_a, true)
-    b_N, _ = _pair(pred_b, true)
-    values = [
-        metric(a_N[index_M], true_N[index_M]) - metric(b_N[index_M], true_N[index_M])
-        for index_M in _resamples(_group_indices(groups, len(a_N)), seed, n)
-    ]
-    return _interval(metric(a_N, true_N) - metric(b_N, true_N), values, level)
+    return mean_paired_interval(
+        metric, [(pred_a, pred_b, true, groups)], seed=seed, n=n, level=level
+    )
+
+
+def mean_paired_interval(
+    metric: Metric,
+    trials: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike, Sequence[Any] | np.ndarray | None]],
+    *,
+    seed: int = 0,
+    n: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of metric(a) - metric(b), averaged over several trainings (splits, seeds) of both.
+
+    Every resample draws each trial's own groups anew and takes the mean of the trials' differences,
+    so the interval says how far the mean depends on the scenes that happened to be tested. Splits
+    share images: it is not an interval over independent repetitions.
+
+    Args:
+        metric: e.g. `srocc`.
+        trials: (predictions of a, predictions of b, given scores, groups or None) of each.
+        seed: of the resamples.
+        n: resamples.
+        level: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: no trial, or different lengths.
+    """
+    if not trials:
+        raise ValueError("trials: got none, expected at least one")
+    estimates, values = [], []
+    for trial, (pred_a, pred_b, true, groups) in enumerate(trials):
+        a_N, true_N = _pair(pred_a, true)
+        b_N, _ = _pair(pred_b, true)
+        estimates.append(metric(a_N, true_N) - metric(b_N, true_N))
+        values.append(
+            [
+                metric(a_N[index_M], true_N[index_M]) - metric(b_N[index_M], true_N[index_M])
+                for index_M in _resamples(_group_indices(groups, len(a_N)), seed, n, trial)
+            ]
+        )
+    means_R = np.asarray(values, dtype=np.float64).mean(0).tolist()
+    return _interval(float(np.mean(estimates)), means_R, level)
 
 
 def evaluate_table(
@@ -304,10 +341,10 @@ def _group_indices(groups: Sequence[Any] | np.ndarray | None, count: int) -> lis
     return np.split(order, np.flatnonzero(np.diff(code_N[order])) + 1)
 
 
-def _resamples(members: list[np.ndarray], seed: int, n: int) -> list[np.ndarray]:
+def _resamples(members: list[np.ndarray], seed: int, n: int, trial: int = 0) -> list[np.ndarray]:
     if not members:
         return []
-    rng = generator(seed, Purpose.BOOTSTRAP, len(members))
+    rng = generator(seed, Purpose.BOOTSTRAP, len(members), *([trial] if trial else []))
     picks = rng.integers(0, len(members), size=(n, len(members)))
     return [np.concatenate([members[group] for group in pick]) for pick in picks]
 

@@ -99,7 +99,8 @@ def plan_resources(config: ClusterConfig, totals: dict[str, float], trials: int 
     fits = int((cpus + 1e-9) // per_run)
     if gpus_per_run:
         fits = min(fits, int((gpus + 1e-9) // gpus_per_run))
-    concurrent = max(1, min(fits, trials or 1))
+    # without a cluster trainings share a process, and torch's global generator
+    concurrent = 1 if config.kind == "none" else max(1, min(fits, trials or 1))
     cores = os.cpu_count() or 1
     return Plan(
         workers=config.workers,

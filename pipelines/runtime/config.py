@@ -49,6 +49,18 @@ class CleanConfig(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetRules(StrictConfig):
+    """What a protocol takes for granted about a data set; ingest refuses one that is otherwise."""
+
+    split_by: Literal["reference", "scene", "image"] | None = None
+    """What never lies on both sides of a split; None leaves it to the data."""
+    higher_is_better: bool | None = None
+    """The direction of the scores as distributed."""
+    size: tuple[int, int] | None = None
+    """Width and height of every image; None takes them as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig(StrictConfig):
     """The scored data set, its clean companion, and how they are split and ingested."""
 
@@ -77,6 +89,8 @@ class DataConfig(StrictConfig):
     """Which of the random splits."""
     shuffle_scores: bool = False
     """Control experiment: permute the scores of training and validation images."""
+    rules: SetRules = field(default_factory=SetRules)
+    """What every protocol expects of this data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,20 +177,59 @@ class SearchConfig(StrictConfig):
     """Name -> dimension."""
 
 
+Variant = Literal["maniqa", "v1", "v2", "v3", "proposed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossSet(StrictConfig):
+    """A data set that a protocol also tests on."""
+
+    name: str
+    """Reader, as in `data.name`."""
+    root: str | None = None
+    """Folder of the data set as distributed."""
+    limit: int | None = None
+    """At most this many images."""
+    options: dict[str, str | bool | int | float | None] = field(default_factory=dict)
+    """Reader options."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(StrictConfig):
     """How the trained model is tested."""
 
-    crops: int = 25
-    """Random crops per image, positions fixed by the image's content."""
-    batch_size: int = 64
-    """Crops per forward pass."""
+    crops: int | str = 25
+    """Crops per image: N or randomN (positions fixed by the image's content), uniformN (a grid) or whole."""
     bootstrap: int = 1000
     """Resamples of references for confidence intervals."""
     yardstick: bool = False
     """Also fit a regression on the frozen backbone's pooled features, on the same split: the mark to beat."""
     yardstick_size: int = 448
     """Side in pixels to which whole images are resized for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolConfig(StrictConfig):
+    """What a table of results is made of (paper 4.2); read by `evaluate`."""
+
+    name: str = "single"
+    """Printed on every report."""
+    splits: int = 1
+    """Random splits, numbered from 0; a data set with a split of its own has that one only."""
+    seeds: tuple[int, ...] = (0,)
+    """Added to the job's seed: one training for each on every split."""
+    crop_seeds: tuple[int, ...] = (0,)
+    """Of random test crops: every trained model is tested once with each."""
+    variants: tuple[Variant, ...] = ("proposed",)
+    """What is compared, the simplest first."""
+    estimate: bool = True
+    """Measure short pilots and print what the whole will cost before it starts."""
+    attempts: int = 2
+    """Times that a failing training is tried before it is listed as failed."""
+    cross: dict[str, CrossSet] = field(default_factory=dict)
+    """Further data sets by a name of yours: every model of split 0 is tested on the whole of each."""
+    cross_train: bool = False
+    """Train the last variant on each of these too, for the whole matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +268,8 @@ class JobConfig(StrictConfig):
     """Name of the run; None derives it from the configuration, so the same command resumes."""
     verbose: bool = False
     """Show Ray's own logs."""
+    dry_run: bool = False
+    """`evaluate` only: measure what the protocol will cost, print it, and train nothing else."""
     model: ModelConfig = field(default_factory=ModelConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
@@ -223,6 +278,7 @@ class JobConfig(StrictConfig):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
@@ -282,7 +338,13 @@ def valid_keys() -> list[str]:
     return known_keys(JobConfig)
 
 
-OPEN_ENDED = ("data.options", "search.space", "model.backbone.kwargs", "stage1.degrade.p_keep")
+OPEN_ENDED = (
+    "data.options",
+    "protocol.cross",
+    "search.space",
+    "model.backbone.kwargs",
+    "stage1.degrade.p_keep",
+)
 
 
 def _checked(override: str) -> str:

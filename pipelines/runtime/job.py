@@ -71,9 +71,7 @@ class Job:
             opened = beside.submit(Tracker, self.config.tracking, self.output)
             totals = stack.enter_context(connect(self.config.cluster, verbose=self.config.verbose))
             self.tracker = opened.result()
-            search = self.config.search
-            trials = min(search.trials, search.concurrent or search.trials)
-            self.plan = plan_resources(self.config.cluster, totals, trials)
+            self.plan = plan_resources(self.config.cluster, totals, _trainings(self.config))
             self.console.say(f"cluster   {self.plan}")
             self.console.say(f"tracking  {self.tracker.uri}")
             self.journal = Journal(f"journal-{self.name}")
@@ -143,6 +141,8 @@ def run(job: str, steps: Callable[[Job], None], argv: list[str]) -> int:
         return 0
     try:
         work = Job(configuration.compose(job, argv))
+        if work.config.dry_run and job != "evaluate":
+            raise ConfigError(f"dry_run=true belongs to `evaluate`, this is `{job}`\nleave it out")
         steps(work)
         if storage.retries():
             work.console.say(f"{storage.retries()} requests to storage were repeated")
@@ -150,15 +150,15 @@ def run(job: str, steps: Callable[[Job], None], argv: list[str]) -> int:
         _complain("interrupted", "start the same command again to go on from the last checkpoint")
         return 130
     except Exception as error:
-        mendable = _mendable(error)
-        if mendable is None:
+        known = mendable(error)
+        if known is None:
             traceback.print_exc()
             _complain(
                 f"{type(error).__name__} (traceback above)",
                 "start the same command again to resume; verbose=true shows Ray's own logs",
             )
             return 1
-        head, _, rest = str(mendable).strip().partition("\n")
+        head, _, rest = str(known).strip().partition("\n")
         _complain(head, rest.strip() or f"see `python pipelines/{job}.py --help`")
         return 2
     return 0
@@ -212,18 +212,26 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _trainings(config: JobConfig) -> int:
+    """How many trainings the job may have at the same time."""
+    if config.job == "evaluate":
+        protocol = config.protocol
+        return protocol.splits * len(protocol.seeds) * len(protocol.variants)
+    return min(config.search.trials, config.search.concurrent or config.search.trials)
+
+
 def _identity(config: JobConfig) -> dict[str, Any]:
     """What decides a job's results: everything but where it writes and how loud it is."""
     from pipelines.runtime.cluster import is_attached
 
     values = to_dict(config)
-    for key in ("output", "run", "verbose", "tracking"):
+    for key in ("output", "run", "verbose", "dry_run", "tracking"):
         values.pop(key)
     values["cluster"] = {"attached": is_attached(config.cluster), "workers": config.cluster.workers}
     return values
 
 
-def _mendable(error: BaseException | None) -> BaseException | None:
+def mendable(error: BaseException | None) -> BaseException | None:
     """The error of ours inside Ray's wrappers, if that is what it was."""
     from dri_iqa.bundle import BundleError
     from dri_iqa.data.records import DataError
@@ -248,6 +256,13 @@ def _mendable(error: BaseException | None) -> BaseException | None:
         error = causes[0] if causes else getattr(error, "cause", None) or error.__cause__
         seen += 1
     return None
+
+
+def brief(error: BaseException) -> str:
+    """The first line of what went wrong, for a table."""
+    cause = mendable(error) or error
+    lines = storage.redact(str(cause)).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
 def _complain(what: str, then: str) -> None:

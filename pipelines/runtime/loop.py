@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from dri_iqa.config import OptimConfig
 from dri_iqa.seeds import Purpose, seed_of
 from dri_iqa.stages.average import WeightAverage
 from dri_iqa.stages.base import Stage
+from dri_iqa.stages.selection import BestWeights
 from pipelines.runtime import snapshots
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.host import Host
@@ -56,6 +58,8 @@ class Training:
     """Plain data that decides the result: a checkpoint in which it differs is refused."""
     validate: Callable[[Stage, int], Metrics] | None = None
     """Metrics of the stage after an epoch (1-based), computed by rank 0."""
+    best: BestWeights | None = None
+    """Keeps the weights of the epoch that validation likes best; None keeps the last."""
     image_names: Callable[[Sequence[int]], list[str]] | None = None
     """Names of images by the ids of a batch, for messages."""
     on_step: Callable[[int, Metrics], None] | None = None
@@ -104,6 +108,12 @@ def train(training: Training, host: Host) -> list[Metrics]:
             _save(training, host, work, progress, wait=leaving or progress.step == total)
     if work.average is not None:
         work.average.copy_to(work.stage)
+    if work.best is not None and work.best.epoch:
+        work.best.restore()
+        kept = f"{work.best.metric} {work.best.value:.3f}"
+        training.journal.post(
+            run=training.key, say=f"the weights of epoch {work.best.epoch} are kept ({kept})"
+        )
     return progress.history
 
 
@@ -132,6 +142,7 @@ def _set_up(training: Training, host: Host) -> Optimisation:
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(host.device.type, enabled=optim.precision == "fp16"),
         average=WeightAverage(stage, optim.ema) if optim.ema is not None else None,
+        best=training.best,
         config=optim,
         world=host.world,
         tell=lambda line: training.journal.post(run=training.key, say=line),
@@ -233,14 +244,17 @@ def _finish_epoch(
         row = {name: float(value) / host.world for name, value in zip(names, sums, strict=True)}
     row["skipped_steps"] = float(progress.skipped)
     row["lr_scale_now"] = learning_rate(training.optim, 1.0, epoch - 1)
+    begun = time.monotonic()
     if training.validate is not None and host.rank == 0:
         stage.eval()
         averaged = work.average.applied(stage) if work.average is not None else nullcontext()
         with torch.no_grad(), averaged:
             row |= training.validate(stage, epoch)
+            if work.best is not None:
+                work.best.offer(epoch, row)
         stage.train()
     # Speed is for people: it is not part of the history, which must not depend on how often a run was resumed.
-    timing = clock.end_of_epoch()
+    timing = {"validation_seconds": time.monotonic() - begun} | clock.end_of_epoch()
     progress.history.append({"epoch": float(epoch)} | row)
     progress.sums, progress.count = {}, 0
     if host.rank == 0:

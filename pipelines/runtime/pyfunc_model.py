@@ -28,11 +28,13 @@ class RegisteredModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Score each image; `params` may hold `crops` (how many) and `batch_size` (crops per forward pass)."""
+        """Score each image; `params` may hold `crops` (how many random ones), `policy` instead (`uniform25`,
+        `whole`, …) and `batch_size` (pictures decoded ahead).
+        """
         params = params or {}
         table = self._model.score(
             [_image(value) for value in model_input["image"]],
-            crops=int(params.get("crops", 25)),
+            crops=str(params.get("policy") or "") or int(params.get("crops", 25)),
             batch_size=int(params.get("batch_size", 64)),
         )
         table["image"] = table["image"].astype(str)

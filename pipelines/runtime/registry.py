@@ -38,8 +38,9 @@ import base64, json, os, sys
 import mlflow, pandas as pd
 image = base64.b64decode(sys.stdin.read())
 model = mlflow.pyfunc.load_model(os.environ["DRI_IQA_CHECK_MODEL"])
-crops = int(os.environ["DRI_IQA_CHECK_CROPS"])
-table = model.predict(pd.DataFrame({"image": [image]}), params={"crops": crops})
+crops = os.environ["DRI_IQA_CHECK_CROPS"]
+params = {"crops": int(crops)} if crops.isdigit() else {"policy": crops}
+table = model.predict(pd.DataFrame({"image": [image]}), params=params)
 print("RESULT " + json.dumps(table.drop(columns="image").iloc[0].to_dict()))
 """
 
@@ -96,6 +97,7 @@ def register(
             params=ParamSchema(
                 [
                     ParamSpec("crops", DataType.integer, 25),
+                    ParamSpec("policy", DataType.string, ""),
                     ParamSpec("batch_size", DataType.integer, 64),
                 ]
             ),
@@ -145,7 +147,7 @@ def requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def pull_and_score(model: str, tracking_uri: str, image: bytes, crops: int) -> dict[str, Any]:
+def pull_and_score(model: str, tracking_uri: str, image: bytes, crops: int | str) -> dict[str, Any]:
     """Pull a model by its registry URI in a new process, elsewhere, and score one picture with it.
 
     Returns:

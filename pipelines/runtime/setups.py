@@ -34,6 +34,7 @@ from dri_iqa.scoring import score_images
 from dri_iqa.seeds import Purpose
 from dri_iqa.stages import PretrainStage, TrainStage, stage2_streams
 from dri_iqa.stages.base import Stage, to_float
+from dri_iqa.stages.selection import BestWeights
 from pipelines.runtime.fit import Inputs, Result, RunSpec
 from pipelines.runtime.loop import Training
 from pipelines.runtime.probing import Probe, clean_parts, image_names
@@ -139,6 +140,7 @@ def setup_train(
         seed=seed,
         identity=_identity(spec),
         validate=_validation(batches, split, model, stage2) if split.val else None,
+        best=_selection(stage, stage2, split),
         # where an image id is its reference's, the reference is named
         image_names=image_names(scored),
     )
@@ -180,7 +182,7 @@ def export(stage: Stage, spec: RunSpec, target: str, describe: Describe) -> Resu
         digest = save_bundle(
             stage.inference_model(),
             uri,
-            model_config=from_dict(ModelConfig, spec.config["model"]),
+            model_config=stage.model_config,  # a variant's, where that differs from the configured one
             score=from_dict(ScoreScale, describe["scale"]),
             meta=meta,
         )
@@ -331,6 +333,17 @@ def _pretrained(spec: RunSpec) -> dict[str, torch.Tensor] | None:
     return extractor.state
 
 
+def _selection(stage: TrainStage, stage2: Stage2Config, split: Split) -> BestWeights | None:
+    if stage2.select == "last":
+        return None
+    if not split.val:
+        raise ConfigError(
+            "stage2.select=val chooses by validation images, and this split has none\n"
+            "set data.val_fraction above 0, or stage2.select=last"
+        )
+    return BestWeights(stage.inference_model(), "val_srocc")
+
+
 def _validation(
     batches: Stage2Batches, split: Split, model: ModelConfig, stage2: Stage2Config
 ) -> Callable[[Stage, int], dict[str, float]]:
@@ -358,7 +371,9 @@ def _validation(
 
 
 def _restoration(stage: TrainStage, reader: ShardReader, ids: tuple[int, ...]) -> dict[str, float]:
-    """PSNR of degraded and of restored images to their references, where there are both."""
+    """PSNR of degraded and of restored images to their references, where there are both and they differ: an image that
+    equals its reference has no PSNR.
+    """
     some = [ids[place] for place in range(0, len(ids), -(-len(ids) // RESTORED))]
     rows = [row for row in map(reader.read, some) if row["reference"] is not None]
     if stage.ram is None or not rows:
@@ -372,8 +387,12 @@ def _restoration(stage: TrainStage, reader: ShardReader, ids: tuple[int, ...]) -
     for row in rows:
         reference_BCHW = pixels(reader.read(reader.reference_id(row["reference"]))["bytes"])
         image_BCHW = pixels(row["bytes"])
+        if torch.equal(image_BCHW, reference_BCHW):
+            continue
         before.append(float(psnr(image_BCHW, reference_BCHW)))
         after.append(float(psnr(stage.restore(image_BCHW), reference_BCHW)))
+    if not before:
+        return {}
     return {
         "val_psnr_input": sum(before) / len(before),
         "val_psnr_restored": sum(after) / len(after),

@@ -46,7 +46,7 @@ def write(
 
     Args:
         folder: local.
-        work: stage (both encoders, queues), optimiser, scaler, averaged weights.
+        work: stage (both encoders, queues), optimiser, scaler, averaged and best weights.
         progress: position and history.
         sums: the open epoch's, of every rank.
         identity: plain data that decides the run's result; compared when it resumes.
@@ -56,6 +56,7 @@ def write(
         "optimizer": work.optimizer.state_dict(),
         "scaler": work.scaler.state_dict(),
         "average": work.average.state_dict() if work.average is not None else {},
+        "best": work.best.state_dict() if work.best is not None else {},
         "progress": vars(progress) | {"sums": sums},
         "identity": identity,
     }
@@ -89,6 +90,8 @@ def read(folder: Path, work: Optimisation, rank: int, identity: dict[str, Any]) 
     work.scaler.load_state_dict(state["scaler"])
     if work.average is not None:
         work.average.load_state_dict(state["average"])
+    if work.best is not None:
+        work.best.load_state_dict(state["best"])
     shares = state["progress"].pop("sums")
     if len(shares) == work.world:
         sums = shares[rank]

@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from dri_iqa.config import ConfigError, OptimConfig
 from dri_iqa.stages.average import WeightAverage
 from dri_iqa.stages.base import Batch, Stage
+from dri_iqa.stages.selection import BestWeights
 
 Metrics = dict[str, float]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +37,8 @@ class Optimisation:
     world: int
     tell: Callable[[str], None] = print
     """Takes a line for whoever watches the run."""
+    best: BestWeights | None = None
+    """What validation decides to keep."""
 
     def __post_init__(self) -> None:
         self.micro_batches = self.config.accumulate
