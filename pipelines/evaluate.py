@@ -18,6 +18,7 @@ from dri_iqa.evaluation.figures import curves, scatter
 from dri_iqa.evaluation.metrics import evaluate_table, srocc
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
+from pipelines.report import make_report
 from pipelines.runtime.fit import Inputs, untrained_bundle
 from pipelines.runtime.job import Job, Result, main
 from pipelines.runtime.tasks import run_tasks
@@ -181,7 +182,7 @@ def show(job: Job, result: Result, what: str | None = None) -> None:
 
 def steps(job: Job) -> None:
     """The job: whatever is missing of data and training, then the evaluation."""
-    job.console.steps = 4
+    job.console.steps = 5
     with job.connect():
         data = job.step("ingest", "ingest", lambda: ingest(job))
         inputs = Inputs(**data["inputs"])
@@ -192,7 +193,10 @@ def steps(job: Job) -> None:
             "stage2", "stage 2: train the predictor", lambda: train(job, inputs, first, {})
         )
         result = job.step("evaluate", "evaluate", lambda: evaluate(job, inputs, second))
+        made = {"stage1": first, "stage2": second, "test": result}
+        pages = job.step("report", "write the report", lambda: make_report(job, inputs, made))
         show(job, result)
+        job.console.say(f"report    {pages['html']}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def run_stage(job: Job, spec: RunSpec, name: str) -> Result:
         job.tracker.epoch(key, int(row["epoch"]), row)
     job.tracker.tags(key, {"weights": result["uri"], "sha256": result["sha256"]})
     job.tracker.json(key, result["history"], "history.json")
-    _pictures(job, key, storage.join(result["uri"].rpartition("/")[0], PICTURES))
+    with tempfile.TemporaryDirectory() as folder:
+        for path in fetch_pictures(result, Path(folder)):
+            job.tracker.file(key, str(path), PICTURES)
     job.tracker.end(key)
     return result
 
@@ -82,13 +84,14 @@ def store_advice(spec: RunSpec, plan: Plan) -> str | None:
     )
 
 
-def _pictures(job: Job, key: str, folder: str) -> None:
-    """What the workers drew, as artifacts."""
-    with tempfile.TemporaryDirectory() as place:
-        for uri in storage.list_files(folder, suffix=".png"):
-            path = Path(place) / uri.rpartition("/")[2]
-            path.write_bytes(storage.read_bytes(uri))
-            job.tracker.file(key, str(path), PICTURES)
+def fetch_pictures(result: Result, folder: Path) -> list[Path]:
+    """Local copies of what a run's workers drew, sorted by name."""
+    place = storage.join(result["uri"].rpartition("/")[0], PICTURES)
+    copies = []
+    for uri in storage.list_files(place, suffix=".png"):
+        copies.append(folder / uri.rpartition("/")[2])
+        copies[-1].write_bytes(storage.read_bytes(uri))
+    return copies
 
 
 def _brief(metrics: dict[str, float]) -> str:

@@ -212,19 +212,26 @@ def test_data_cannot_become_mark_up(tmp_path: Path) -> None:
     assert len(re.findall(r"(?<!\\)\|", table_line)) == 2
 
 
-def test_equal_titles_get_different_files_and_anchors(tmp_path: Path) -> None:
+def test_what_has_one_title_shares_a_section_but_no_file(tmp_path: Path) -> None:
     paths = []
     for index in range(3):
         path = tmp_path / str(index) / "same.png"
         path.parent.mkdir()
         Image.fromarray(np.full((4, 4, 3), index * 100, np.uint8)).save(path)
         paths.append(path)
-    report = Report(title="t", figures=[Drawing(path=path, title="Same") for path in paths])
+    report = Report(
+        title="t",
+        figures=[Drawing(path=path, title="Same") for path in paths],
+        tables={"First": [{"a": 1}], "Same": [{"b": 2}]},
+        texts={"Same": "Said once."},
+        order=("Same", "Absent"),
+    )
     files = write_report(report, tmp_path / "out")
     links = re.findall(r"!\[.*?\]\((.*?)\)", files.markdown.read_text())
     assert [pixels(files.markdown.parent / link)[0, 0, 0] for link in links] == [0, 100, 200]
-    ids = re.findall(r'<section id="(.*?)"', files.html.read_text())
-    assert len(set(ids)) == 3
+    source = files.html.read_text()
+    assert re.findall(r'<section id="(.*?)"', source) == ["same", "first"]
+    assert source.count("Said once.") == files.markdown.read_text().count("Said once.") == 1
 
 
 def test_figures_need_no_display_and_pyplot_stays_out(tmp_path: Path) -> None:
