@@ -35,7 +35,16 @@ $(S3)/.ready: tests/servers/swift/requirements.txt
 run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=..." for your own
 	$(BIN)/python pipelines/full.py $(ARGS)
 
-test: $(READY) $(S3)/.ready  ## all tests that need neither an accelerator nor hours
+# The report's page is looked at in a real browser. Where none can be installed, those tests skip and say so.
+BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
+.PHONY: browser
+browser:
+	@($(BROWSER)) || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  { timeout 120 apt-get update -qq; timeout 300 apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1; true; fi
+	@($(BROWSER)) || echo "chromium and chromedriver are not installed: no browser will look at the report"
+
+test: $(READY) $(S3)/.ready browser  ## all tests that need neither an accelerator nor hours
 	@mkdir -p $(dir $(BESIDE)); \
 	nice -n 19 $(BIN)/python -m pytest -m "not ray and $(QUICK)" $(ARGS) > $(BESIDE) 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest -m "ray and $(QUICK)" $(ARGS); first=$$?; \
