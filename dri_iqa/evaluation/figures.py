@@ -50,7 +50,7 @@ _CELL = 1.75
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """One row of the restoration strip; images are uint8 (H, W, 3) of one size."""
+    """One column of the restoration strip; images are uint8 (H, W, 3) of one size."""
 
     degraded_HWC: np.ndarray
     restored_HWC: np.ndarray
@@ -217,17 +217,20 @@ def error_bars(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) 
         return _save(figure, path)
 
 
-def restoration_strip(rows: Sequence[Restored], path: str | os.PathLike[str]) -> Path:
-    """Degraded, restored and reference side by side, with PSNR in dB where there is a reference."""
-    cells: list[list[tuple[np.ndarray | None, str]]] = []
-    for row in rows:
-        before, after = f"degraded  {row.name}".strip(), "restored"
-        if row.reference_HWC is not None:
-            before += f"\n{psnr(row.degraded_HWC, row.reference_HWC):.1f} dB"
-            after += f"\n{psnr(row.restored_HWC, row.reference_HWC):.1f} dB"
-        reference = (row.reference_HWC, "reference" if row.reference_HWC is not None else "")
-        cells.append([(row.degraded_HWC, before), (row.restored_HWC, after), reference])
-    return _grid(cells, path)
+def restoration_strip(images: Sequence[Restored], path: str | os.PathLike[str]) -> Path:
+    """A column for each image: degraded, restored, reference, with PSNR in dB where there is a
+    reference.
+    """
+    lines: list[list[tuple[np.ndarray | None, str]]] = [[], [], []]
+    for image in images:
+        before, after = f"degraded  {image.name}".strip(), "restored"
+        if image.reference_HWC is not None:
+            before += f"\n{psnr(image.degraded_HWC, image.reference_HWC):.1f} dB"
+            after += f"  {psnr(image.restored_HWC, image.reference_HWC):.1f} dB"
+        lines[0].append((image.degraded_HWC, before))
+        lines[1].append((image.restored_HWC, after))
+        lines[2].append((image.reference_HWC, "reference"))
+    return _grid(lines, path)
 
 
 def quality_strip(rows: Sequence[Sequence[Judged]], path: str | os.PathLike[str]) -> Path:

@@ -91,6 +91,18 @@ def test_curves_and_bars_survive_gaps_and_undefined_values(tmp_path: Path) -> No
     assert pixels(figures.subset_bars(rows, tmp_path / "b.png")).size
 
 
+def test_restored_images_stand_below_what_they_were(tmp_path: Path) -> None:
+    green, red = (np.zeros((20, 20, 3), np.uint8) for _ in range(2))
+    green[..., 1], red[..., 0] = 255, 255
+    pair = [figures.Restored(degraded_HWC=red, restored_HWC=green)] * 4
+    image_HWC = pixels(figures.restoration_strip(pair, tmp_path / "r.png"))
+    rows = [
+        np.flatnonzero((image_HWC == colour).all(2).any(1)) for colour in (red[0, 0], green[0, 0])
+    ]
+    assert rows[0].max() < rows[1].min()
+    assert image_HWC.shape[1] > image_HWC.shape[0]
+
+
 def test_maps_share_one_scale_unless_told_otherwise(tmp_path: Path) -> None:
     weak = figures.Mapped(image_HWC=PHOTO_HWC, degradation_HW=np.eye(4) * 0.1, quality_HW=np.eye(4))
     strong = figures.Mapped(image_HWC=PHOTO_HWC, degradation_HW=np.eye(4), quality_HW=np.eye(4))
