@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 ARGS ?=
 
-.PHONY: help env run test test-gpu lint types bench bench-data submit clean
+.PHONY: help env run browser test test-gpu lint types bench bench-data submit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,7 +37,6 @@ run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=
 
 # The report's page is looked at in a real browser. Where none can be installed, those tests skip and say so.
 BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
-.PHONY: browser
 browser:
 	@($(BROWSER)) || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  export DEBIAN_FRONTEND=noninteractive; \

@@ -111,7 +111,10 @@ def gather(job: Job, inputs: Inputs, made: Made, folder: Path) -> Evidence:
 
 def _tested(reader: ShardReader, uri: str) -> list[dict[str, Any]]:
     """The test images with their scores and what the manifest knows of them, as rows."""
-    frame = pd.read_csv(io.BytesIO(storage.read_bytes(uri)))
+    text = dict.fromkeys(("name", "group", "type", "subset"), str)  # some sets number their types
+    frame = pd.read_csv(
+        io.BytesIO(storage.read_bytes(uri)), dtype=text, keep_default_na=False, na_values=[""]
+    )
     table = reader.manifest.images().select(["image_id", "reference", "recipe"]).to_pandas()
     frame = frame.merge(table, on="image_id").astype(object)
     rows = frame.where(frame.notna(), None).to_dict("records")

@@ -28,7 +28,7 @@ History = Sequence[Mapping[str, float]]
 
 SCATTER = "Predicted against given"
 TYPES = "Error by distortion type"
-STRIPS = "Reference and distorted versions"
+STRIPS = "From best to worst"
 MAPS = "Degradation and quality maps"
 RESTORATION = "Restoration before and after"
 STAGE1, STAGE2 = "Training: stage 1", "Training: stage 2"
@@ -44,10 +44,14 @@ TEXTS = {
     "which PLCC is often reported; PLCC here is raw.",
     WORST: "The largest errors of all test images. What is wrong with them says more than a mean.",
     TYPES: "In label units. A mean error above zero means that this type is scored too high.",
-    STRIPS: "The paper's Figure 5. Pictures are chosen by their given scores, evenly over their "
-    "range, not by how well they were predicted. GT is the given score.",
+    STRIPS: "The paper's Figure 5: a reference and versions of it, or images of one subset where "
+    "there are no references. They are chosen by their given scores (GT), evenly over the range, "
+    "not by how well they were predicted.",
     MAPS: "The paper's Figure 6: mean magnitude of the last layer's upper and lower half. Each "
     "column has one colour scale.",
+    RESTORATION: "By the network that assists training, and is not part of the model: test images "
+    "and their references, or clean images under random chains where there are no references. "
+    "PSNR is to the reference.",
     STAGE1: "The contrastive losses of both halves; top-1 is how often the positive is the nearest "
     "key.",
     STAGE2: "Every term of the loss before its weight, validation, and how strongly each term "

@@ -21,6 +21,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from dri_iqa.evaluation.metrics import logistic_fit, plcc, rmse, srocc
@@ -167,6 +168,7 @@ def curves(
                 axes.legend(fontsize=8)
             axes.set_title(name)
             axes.set_xlabel(x_label)
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if title:
             figure.suptitle(title)
         return _save(figure, path)
