@@ -139,7 +139,26 @@ def test_every_section_is_there_in_its_order_in_both_forms(written: Path) -> Non
 def test_it_opens_in_a_browser_without_a_network(
     written: Path, browser: Browser, width: int
 ) -> None:
-    browser.look(written / "report.html", width).check(SECTIONS, width)
+    browser.look(written / "report.html", width).check(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '<img src="https://example.org/x.png">',
+        '<img src="data:image/png;base64,AAAA">',
+        '<div style="width: 500px">wide</div>',
+        "<script>fetch('https://example.org')</script>",
+        "<style>#results { display: none }</style>",
+    ],
+)
+def test_the_browser_sees_what_is_broken(
+    written: Path, browser: Browser, tmp_path: Path, broken: str
+) -> None:
+    page = tmp_path / "report.html"
+    page.write_text((written / "report.html").read_text().replace("<main>", f"<main>{broken}"))
+    with pytest.raises(AssertionError):
+        browser.look(page, 390).check(SECTIONS)
 
 
 def test_a_report_of_many_models_needs_no_pictures(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_the_report_opens_in_a_browser_without_a_network(
     finished, browser: Browser, width: int
 ) -> None:
     look = browser.look(Path(finished.summary["report"]), width)
-    look.check(SECTIONS, width)
+    look.check(SECTIONS)
     drawn = {image["alt"] for image in look.images}
     assert drawn >= {*SECTIONS[3:13]} - {"Worst images"}
     assert len(look.images) - len(drawn & {*SECTIONS}) == 8, "the worst images, as pictures"
