@@ -45,21 +45,29 @@ Made = Mapping[str, Any]
 
 
 def make_report(job: Job, inputs: Inputs, made: Made) -> Result:
+    """The report of one trained model, see `publish`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return publish(job, gather(job, inputs, made, Path(folder)), Path(folder))
+
+
+def publish(job: Job, evidence: Evidence, folder: Path) -> Result:
     """Write report.html, report.md and tables as CSV into the job's folder and into MLflow.
+
+    Args:
+        job: connected.
+        evidence: what was found.
+        folder: a local folder to write to first.
 
     Returns:
         `html` and `markdown`, their URIs.
     """
+    written = write_report(assemble(evidence, folder), folder / FOLDER)
     uri = storage.join(job.directory, FOLDER)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        report = assemble(gather(job, inputs, made, place), place)
-        files = write_report(report, place / FOLDER)
-        storage.upload_directory(place / FOLDER, uri)
-        job.tracker.folder(job.name, str(place / FOLDER), FOLDER)
+    storage.upload_directory(folder / FOLDER, uri)
+    job.tracker.folder(job.name, str(folder / FOLDER), FOLDER)
     return {
-        "html": storage.join(uri, files.html.name),
-        "markdown": storage.join(uri, files.markdown.name),
+        "html": storage.join(uri, written.html.name),
+        "markdown": storage.join(uri, written.markdown.name),
     }
 
 
@@ -111,9 +119,16 @@ def gather(job: Job, inputs: Inputs, made: Made, folder: Path) -> Evidence:
 
 def _tested(reader: ShardReader, uri: str) -> list[dict[str, Any]]:
     """The test images with their scores and what the manifest knows of them, as rows."""
-    text = dict.fromkeys(("name", "group", "type", "subset"), str)  # some sets number their types
     frame = pd.read_csv(
-        io.BytesIO(storage.read_bytes(uri)), dtype=text, keep_default_na=False, na_values=[""]
+        io.BytesIO(storage.read_bytes(uri)),
+        dtype={
+            "name": "str",
+            "group": "str",
+            "type": "str",
+            "subset": "str",
+        },  # some sets number them
+        keep_default_na=False,
+        na_values=[""],
     )
     table = reader.manifest.images().select(["image_id", "reference", "recipe"]).to_pandas()
     frame = frame.merge(table, on="image_id").astype(object)
