@@ -110,7 +110,7 @@ def gather(job: Job, inputs: Inputs, made: Made, folder: Path) -> Evidence:
         restoration=drawn.get(RESTORATION),
         halves=halves[-1] if halves else None,
         gallery_HWC=small_gallery(example, config.stage1.degrade),
-        trials=_trials(made),
+        trials=_trials(job, made),
         protocol=_protocol(job, inputs, made, reader),
         configuration=to_dict(config) | {"tracking": config.tracking.kind},
         environment=environment() | versions() | {"cluster": str(job.plan)},
@@ -212,12 +212,12 @@ def _before_and_after(made: Made) -> list[dict[str, Any]]:
     ]
 
 
-def _trials(made: Made) -> list[dict[str, Any]]:
-    search = made.get("search") or {}
+def _trials(job: Job, made: Made) -> list[dict[str, Any]]:
+    search, dials = made.get("search") or {}, job.config.search.space.items()
     return [
         {
             "trial": trial["trial"],
-            **trial["changes"],
+            **{name: trial["changes"].get(dial.key) for name, dial in dials},
             "epochs": trial["epochs"],
             METRIC: trial[METRIC],
             "stopped early": trial["stopped_early"],
