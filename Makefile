@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 ARGS ?=
 
-.PHONY: help env run test test-gpu lint types bench bench-data submit clean
+.PHONY: help env run browser test test-gpu lint types bench bench-data submit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,7 +35,15 @@ $(S3)/.ready: tests/servers/swift/requirements.txt
 run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=..." for your own
 	$(BIN)/python pipelines/full.py $(ARGS)
 
-test: $(READY) $(S3)/.ready  ## all tests that need neither an accelerator nor hours
+# The report's page is looked at in a real browser. Where none can be installed, those tests skip and say so.
+BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
+browser:
+	@($(BROWSER)) || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  { timeout 120 apt-get update -qq; timeout 300 apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1; true; fi
+	@($(BROWSER)) || echo "chromium and chromedriver are not installed: no browser will look at the report"
+
+test: $(READY) $(S3)/.ready browser  ## all tests that need neither an accelerator nor hours
 	@mkdir -p $(dir $(BESIDE)); \
 	nice -n 19 $(BIN)/python -m pytest -m "not ray and $(QUICK)" $(ARGS) > $(BESIDE) 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest -m "ray and $(QUICK)" $(ARGS); first=$$?; \

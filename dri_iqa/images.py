@@ -107,6 +107,13 @@ def resize_short_side(image_HWC: np.ndarray, size: int) -> np.ndarray:
     return resize(image_HWC, *target)
 
 
+def middle(image_HWC: np.ndarray, side: int) -> np.ndarray:
+    """The middle of an image, at most `side` pixels high and wide, as it is."""
+    height, width = (min(length, side) for length in image_HWC.shape[:2])
+    top, left = (image_HWC.shape[0] - height) // 2, (image_HWC.shape[1] - width) // 2
+    return np.ascontiguousarray(image_HWC[top : top + height, left : left + width])
+
+
 def resize(image_HWC: np.ndarray, width: int, height: int) -> np.ndarray:
     """Bilinear resize of a uint8 image, with averaging where it shrinks (Pillow's definition)."""
     source = Image.fromarray(np.ascontiguousarray(image_HWC))

@@ -52,7 +52,7 @@ def run(job: Job, grid: Grid) -> Result:
     found = tables(job, grid, outcomes)
     failed = failure_rows(failures)
     result = {"tables": found, "facts": facts(grid), "failures": failed}
-    result["report"] = publish(job, grid, outcomes, result)
+    result["report"] = publish(job, grid, trained, outcomes, result)
     show(job, result)
     if failed:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""The main job: ingest, stage 1, search, stage 2 with the winner, evaluation, registration, check from outside."""
+"""The main job: ingest, stage 1, search, stage 2 with the winner, evaluation, registration, check, report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dri_iqa import storage
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.register import check, register
+from pipelines.report import make_report
 from pipelines.runtime.config import replace_keys
 from pipelines.runtime.console import duration
 from pipelines.runtime.fit import Inputs, pretrain_spec
@@ -29,7 +30,7 @@ def steps(job: Job) -> None:
         report(job, storage.read_json(job.summary_uri))
         return
     searched = job.config.search.trials > 0
-    job.console.steps = 7 + 2 * searched + job.config.evaluate.yardstick
+    job.console.steps = 8 + 2 * searched + job.config.evaluate.yardstick
     with job.connect():
         data = job.step("ingest", "ingest the photographs", lambda: ingest(job))
         inputs = Inputs(**data["inputs"])
@@ -65,6 +66,15 @@ def steps(job: Job) -> None:
         checked = job.step(
             "check", "pull it by alias elsewhere", lambda: check(job, inputs, tested, version)
         )
+        made = {
+            "stage1": first,
+            "stage2": second,
+            "test": tested,
+            "untrained": before,
+            "yardstick": mark,
+            "search": found,
+        }
+        pages = job.step("report", "write the report", lambda: make_report(job, inputs, made))
         summary = {
             "stage1": first["sha256"],
             "stage2": second["sha256"],
@@ -75,6 +85,7 @@ def steps(job: Job) -> None:
             "yardstick": mark,
             "version": version,
             "check": checked,
+            "report": pages["html"],
             "tracking": job.tracker.uri,
             "seconds": job.seconds(),
         }
@@ -123,6 +134,7 @@ def report(job: Job, summary: dict[str, Any]) -> None:
         ["stage-1 weights sha256", summary["stage1"]],
         ["bundle sha256", summary["stage2"]],
         ["predictions", summary["test"]["predictions"]],
+        ["report", summary["report"]],
         ["time", ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())],
     ]
     job.console.table("Made", ["what", "where"], rows)

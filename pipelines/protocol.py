@@ -182,7 +182,7 @@ def score_all(job: Job, grid: Grid, trained: dict[Cell, Result]) -> list[Outcome
     outcomes = []
     with job.console.progress("tests") as meter:
         for number, (cell, name, policy, seed) in enumerate(tests):
-            frame, manifest = _test(job, grid, cell, name, policy, trained[cell])
+            frame, manifest = predictions(job, grid, cell, name, policy, trained[cell])
             outcomes.append(_outcome(cell, name, seed, frame, manifest))
             meter.update(number + 1, len(tests), f"{cell.name} on {name}, {policy}")
     return outcomes
@@ -196,23 +196,24 @@ def policies(config: JobConfig) -> dict[int, str]:
     return {seed: f"random{policy.number}@{seed}" for seed in config.protocol.crop_seeds}
 
 
-def _test(
+def predictions(
     job: Job, grid: Grid, cell: Cell, name: str, policy: str, trained: Result
 ) -> tuple[pd.DataFrame, Manifest]:
-    """Predictions of one model on one set, made once and kept as a table."""
+    """Predictions of one model on one set, made once and kept as a table; and the set's manifest."""
     inputs = grid.sets[name]
     source = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
     manifest = source.open().manifest
+    uri = predictions_uri(job, grid, cell, name, policy, trained)
+    if storage.exists(uri):
+        text = io.BytesIO(storage.read_bytes(uri))
+        names = dict.fromkeys(("name", "group", "type", "subset"), "str")  # some sets number them
+        frame = pd.read_csv(text, index_col="image_id", dtype=names, float_precision="round_trip")
+        return frame, manifest
     table = manifest.images().to_pandas().set_index("image_id")
     ids: Sequence[int] = table.index.tolist()
     if name == cell.trained_on:
         ids = load_splits(grid.splits[name][cell.split][0])[0].test
-    file = f"{cell.file}-{trained['sha256'][:8]}-on-{name}-{inputs.scored_digest[:8]}-{policy}.csv"
-    uri = storage.join(job.directory, "predictions", file)
-    if storage.exists(uri):
-        text = io.BytesIO(storage.read_bytes(uri))
-        return pd.read_csv(text, index_col="image_id", float_precision="round_trip"), manifest
-    frame = score_ids(job, trained["uri"], source, ids, None, crops=policy)
+    frame = score_ids(job, trained["uri"], source, ids, crops=policy)
     frame = frame.join(
         table[["name", "group", "type", "level", "subset", "score"]].rename(
             columns={"score": "given"}
@@ -220,6 +221,15 @@ def _test(
     )
     storage.write_bytes(uri, frame.reset_index().to_csv(index=False).encode())
     return frame, manifest
+
+
+def predictions_uri(
+    job: Job, grid: Grid, cell: Cell, name: str, policy: str, trained: Result
+) -> str:
+    """Where they are kept; the name says of which weights on which data."""
+    data = grid.sets[name].scored_digest[:8]
+    file = f"{cell.file}-{trained['sha256'][:8]}-on-{name}-{data}-{policy}.csv"
+    return storage.join(job.directory, "predictions", file)
 
 
 def _outcome(cell: Cell, name: str, seed: int, frame: pd.DataFrame, manifest: Manifest) -> Outcome:

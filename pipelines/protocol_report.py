@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dri_iqa import storage
 from dri_iqa.config import to_dict
-from dri_iqa.evaluation.figures import scatter
+from dri_iqa.evaluation.assembly import Evidence
 from dri_iqa.evaluation.page import with_intervals
 from dri_iqa.evaluation.protocols import Outcome
-from dri_iqa.evaluation.report import Drawing, Report, environment, write_report
-from pipelines.protocol import Grid
+from pipelines.protocol import Cell, Grid, policies, predictions, predictions_uri
+from pipelines.report import gather
+from pipelines.report import publish as write
+from pipelines.runtime.fit import finished
 from pipelines.runtime.job import Job, Result
+from pipelines.testing import correlations
 
 TITLES = {
     "variants": "Variants: means over trainings",
@@ -23,6 +27,8 @@ TITLES = {
     "cross": "Trained on (rows), tested on (columns): SROCC",
     "runs": "Every test",
 }
+TABLES = ("differences", "subsets", "cross", "runs")
+"""Below the results, in this order."""
 UNSHOWN = ("splits", "krocc", "rmse", "plcc_crops", "plcc_median")
 """Columns for which a console is too narrow; the report has them."""
 NOTES = (
@@ -44,38 +50,40 @@ def show(job: Job, result: Result) -> None:
     job.console.say(f"report    {result['report']}")
 
 
-def publish(job: Job, grid: Grid, outcomes: Sequence[Outcome], result: Result) -> str:
-    """Write page, Markdown and CSV files into the job's folder and MLflow; returns the page's URI."""
+def publish(
+    job: Job,
+    grid: Grid,
+    trained: dict[Cell, Result],
+    outcomes: Sequence[Outcome],
+    result: Result,
+) -> str:
+    """Write page, Markdown and CSV files into the job's folder and MLflow; returns the page's URI.
+
+    Pictures are those of one model: the last variant's on the first split.
+    """
     protocol, found = job.config.protocol, result["tables"]
-    target = storage.join(job.directory, "report")
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "report"
-        report = Report(
-            title=f"{grid.main}: protocol {protocol.name}",
-            summary=f"{len(found['runs'])} tests of {len(protocol.variants)} variant(s).",
-            facts={f"SROCC {row['variant']}": row["srocc"] for row in found["variants"]},
-            notes=[
-                *NOTES,
-                *(f"failed: {row['run']}: {row['error']}" for row in result["failures"]),
-            ],
-            results=found["variants"],
-            tables={
-                TITLES[name]: found[name]
-                for name in ("differences", "subsets", "cross", "runs")
-                if found.get(name)
-            }
-            | {"Protocol and digests": result["facts"]},
-            figures=_scatters(grid, outcomes, Path(place)),
+        folder = Path(place)
+        evidence = _one_model(job, grid, trained, folder)
+        notes = [*evidence.notes, *NOTES]
+        notes += [f"failed: {row['run']}: {row['error']}" for row in result["failures"]]
+        rows = [
+            {"model": row["variant"], "data": f"{grid.main}, protocol {protocol.name}", **row}
+            for row in found["variants"]
+        ]
+        evidence = replace(
+            evidence,
+            title=f"DRI-IQA on {grid.main}: protocol {protocol.name}",
+            summary=f"Job {job.name}: {len(trained)} trained models, {len(found['runs'])} tests. "
+            f"Pictures, curves and subsets below the tables are of one of them: {evidence.summary}",
+            facts={f"mean SROCC, {row['variant']}": row["srocc"] for row in found["variants"]},
+            notes=notes,
+            results=[{k: v for k, v in row.items() if k != "variant"} for row in rows],
+            tables={TITLES[name]: found[name] for name in TABLES if found.get(name)},
+            protocol={row["what"]: row["value"] for row in result["facts"]},
             configuration=to_dict(job.config),
-            environment=environment(),
         )
-        write_report(report, folder)
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                name = file.relative_to(folder).as_posix()
-                storage.write_bytes(storage.join(target, name), file.read_bytes())
-                inside = f"report/{name}".rpartition("/")[0]
-                job.tracker.file(job.name, str(file), inside)
+        written = write(job, evidence, folder)
     job.tracker.metrics(
         job.name,
         {
@@ -84,26 +92,35 @@ def publish(job: Job, grid: Grid, outcomes: Sequence[Outcome], result: Result) -
             for name in ("srocc", "plcc", "srocc_median")
         },
     )
-    return storage.join(target, "report.html")
+    return written["html"]
 
 
-def _scatters(grid: Grid, outcomes: Sequence[Outcome], folder: Path) -> list[Drawing]:
-    """Predicted against given scores of every variant on split 0."""
-    drawn = []
-    for variant in grid.config.protocol.variants:
-        own = [
-            one
-            for one in outcomes
-            if one.variant == variant and one.trained_on == one.tested_on == grid.main
-        ]
-        if not own:
-            continue
-        first = own[0]
-        path = folder / f"scatter-{variant}.png"
-        scatter(first.predicted_N, first.given_N, path, subsets=first.subset_N.tolist())
-        caption = f"Split {first.split}, training seed {first.seed}; higher is better on both axes."
-        drawn.append(Drawing(path=path, title=f"Predicted and given: {variant}", caption=caption))
-    return drawn
+def _one_model(job: Job, grid: Grid, trained: dict[Cell, Result], folder: Path) -> Evidence:
+    """What the report of the last variant's model of the first split is made of."""
+    own = [cell for cell in trained if cell.trained_on == grid.main]
+    wanted = [name for name in grid.config.protocol.variants if any(c.variant == name for c in own)]
+    cell = next(cell for cell in own if cell.variant == wanted[-1])
+    policy = next(iter(policies(grid.config).values()))
+    frame, manifest = predictions(job, grid, cell, grid.main, policy, trained[cell])
+    frame = frame.dropna(subset=["score"])
+    rows = correlations(job, manifest, frame)
+    first = grid.stage1(cell)
+    tested = {
+        "rows": rows,
+        "srocc": rows[0]["srocc"],
+        "plcc": rows[0]["plcc"],
+        "kind": manifest.score_kind,
+        "failed": 0,
+        "predictions": predictions_uri(job, grid, cell, grid.main, policy, trained[cell]),
+    }
+    made = {
+        "stage1": finished(first, job.output) if first else None,
+        "stage2": trained[cell],
+        "test": tested,
+    }
+    shown = copy.copy(job)
+    shown.config = grid.cell_config(cell)
+    return gather(shown, grid.inputs(cell), made, folder)
 
 
 def _place(column: str) -> tuple[int, str]:

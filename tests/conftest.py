@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.browser import Browser
 from tests.servers.faulty_proxy import FaultyProxy
 from tests.servers.object_store import ObjectStore
 
@@ -31,6 +32,14 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
     store = ObjectStore(tmp_path_factory.mktemp("object_store"))
     yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A real browser, started once."""
+    started = Browser(tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()
 
 
 _BUCKETS = itertools.count()

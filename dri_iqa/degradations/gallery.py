@@ -17,6 +17,7 @@ from PIL import ImageDraw, ImageFont
 from dri_iqa.degradations.core import MIN_SIDE, from_u8, to_u8
 from dri_iqa.degradations.recipe import check_u8
 from dri_iqa.degradations.registry import GROUPS, Operator, get_operator
+from dri_iqa.images import middle
 from dri_iqa.seeds import Purpose, generator
 
 _MARGIN = 12
@@ -76,7 +77,7 @@ def gallery(
             rows.append((operator, -1))
 
     side = min(tile, *image_HWC.shape[:2])
-    original_HWC = _middle(image_HWC, side)
+    original_HWC = middle(image_HWC, side)
     deep = -(-len(rows) // columns)
     column_width = _LABEL + 6 * (side + 4) + _MARGIN
     row_height = side + _CAPTION + 6
@@ -92,12 +93,12 @@ def gallery(
         top = _MARGIN + _HEADER + index % deep * row_height
         _label(draw, operator, sign, left, top)
         picture.paste(PillowImage.fromarray(original_HWC), (left + _LABEL, top))
-        piece_HWC = from_u8(_middle(image_HWC, max(_reach(operator, context), tile)))
+        piece_HWC = from_u8(middle(image_HWC, max(_reach(operator, context), tile)))
         for level in range(1, 6):
             rng = generator(seed, Purpose.DEGRADE, 0, index, level)
             degraded_HWC = operator(piece_HWC, level, rng, levels=levels, sign=sign)
             x = left + _LABEL + level * (side + 4)
-            picture.paste(PillowImage.fromarray(_middle(to_u8(degraded_HWC), side)), (x, top))
+            picture.paste(PillowImage.fromarray(middle(to_u8(degraded_HWC), side)), (x, top))
             value = operator.value(level, levels, sign)
             draw.text((x, top + side + 1), _parameter(operator, value), fill=_FAINT, font=_font(11))
     return np.array(picture)
@@ -106,12 +107,6 @@ def gallery(
 def _reach(operator: Operator, context: int) -> int:
     """Side of the piece to degrade: small where few places of a large piece change, most of them out of sight."""
     return min(context, 192) if operator.unit in ("patches", "blocks") else context
-
-
-def _middle(image_HWC: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    height, width = (min(length, side) for length in image_HWC.shape[:2])
-    top, left = (image_HWC.shape[0] - height) // 2, (image_HWC.shape[1] - width) // 2
-    return np.ascontiguousarray(image_HWC[top : top + height, left : left + width])
 
 
 def _label(draw: ImageDraw.ImageDraw, operator: Operator, sign: int, left: int, top: int) -> None:

@@ -9,6 +9,7 @@ Shape suffixes: N images, C channels, H height, W width.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from dri_iqa.evaluation.metrics import logistic_fit, plcc, rmse, srocc
@@ -41,11 +43,15 @@ _STYLE: dict[str, Any] = {
     "image.interpolation": "nearest",
 }
 _DPI = 140
+_LINE = 28
+"""Letters of a caption that fit above a picture."""
+_CELL = 1.75
+"""Width of a picture in a strip, in inches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """One row of the restoration strip; images are uint8 (H, W, 3) of one size."""
+    """One column of the restoration strip; images are uint8 (H, W, 3) of one size."""
 
     degraded_HWC: np.ndarray
     restored_HWC: np.ndarray
@@ -121,7 +127,7 @@ def scatter(
 
 
 def curves(
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    panels: Mapping[str, Mapping[str, Sequence[float] | Mapping[int, float]]],
     path: str | os.PathLike[str],
     *,
     x_label: str = "epoch",
@@ -131,31 +137,38 @@ def curves(
     """Training curves, one panel for each quantity.
 
     Args:
-        panels: panel title -> line name -> one value an epoch (or step); nan leaves a gap.
+        panels: panel title -> line name -> one value an epoch (or step), or values by epoch; nan
+            leaves a gap.
         log: titles of panels with a logarithmic axis; ignored where values are not positive.
     """
     if not panels:
         raise ValueError("curves: got no panel, expected {'loss': {'train': [...]}}")
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(3.5 * columns, 2.6 * rows + (0.3 if title else 0))
+    figure = _figure(10.5 if columns > 1 else 5.0, 2.6 * rows + (0.3 if title else 0))
     with _style():
         for index, (name, lines) in enumerate(panels.items()):
             axes = figure.add_subplot(rows, columns, index + 1)
             positive = True
             for colour, (line, values) in zip(COLOURS * 9, lines.items(), strict=False):
-                value_E = np.asarray(values, dtype=np.float64)
+                if not isinstance(values, Mapping):
+                    values = dict(enumerate(values, start=1))
+                value_E = np.array(list(values.values()), dtype=np.float64)
                 finite_E = value_E[np.isfinite(value_E)]
                 positive &= bool(len(finite_E)) and bool((finite_E > 0).all())
                 marker = "o" if len(value_E) < 25 else None
-                epochs = np.arange(1, len(value_E) + 1)
+                epochs = list(values)
                 axes.plot(epochs, value_E, color=colour, label=line, marker=marker, markersize=3)
             if name in log and positive:
                 axes.set_yscale("log")
-            if len(lines) > 1:
+            if len(lines) > 3:  # they leave no free corner
+                axes.set_ymargin(0.45)
+                axes.legend(fontsize=7, ncols=3, loc="upper center", columnspacing=1.0)
+            elif len(lines) > 1:
                 axes.legend(fontsize=8)
             axes.set_title(name)
             axes.set_xlabel(x_label)
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if title:
             figure.suptitle(title)
         return _save(figure, path)
@@ -185,17 +198,41 @@ def subset_bars(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str])
         return _save(figure, path)
 
 
-def restoration_strip(rows: Sequence[Restored], path: str | os.PathLike[str]) -> Path:
-    """Degraded, restored and reference side by side, with PSNR in dB where there is a reference."""
-    cells: list[list[tuple[np.ndarray | None, str]]] = []
-    for row in rows:
-        before, after = f"degraded  {row.name}".strip(), "restored"
-        if row.reference_HWC is not None:
-            before += f"\n{psnr(row.degraded_HWC, row.reference_HWC):.1f} dB"
-            after += f"\n{psnr(row.restored_HWC, row.reference_HWC):.1f} dB"
-        reference = (row.reference_HWC, "reference" if row.reference_HWC is not None else "")
-        cells.append([(row.degraded_HWC, before), (row.restored_HWC, after), reference])
-    return _grid(cells, path)
+def error_bars(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Root mean square and mean error of each distortion type, from the rows of `type_rows`."""
+    if not rows:
+        raise ValueError("error_bars: got no rows, expected those of type_rows")
+    figure = _figure(6.0, 0.9 + 0.24 * len(rows))
+    with _style():
+        axes = figure.add_subplot()
+        places = range(len(rows))
+        axes.barh(
+            places, [row["rmse"] for row in rows], color=COLOURS[5], height=0.62, label="RMSE"
+        )
+        means = [row["mean_error"] for row in rows]
+        axes.scatter(means, places, color=COLOURS[1], s=18, zorder=3, label="mean error")
+        axes.axvline(0, color="#888888", linewidth=0.8)
+        axes.set_yticks(places, [f"{row['type']} ({row['images']})" for row in rows], fontsize=8)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("predicted minus given, in label units")
+        axes.legend(loc="lower right", fontsize=8)
+        return _save(figure, path)
+
+
+def restoration_strip(images: Sequence[Restored], path: str | os.PathLike[str]) -> Path:
+    """A column for each image: degraded, restored, reference, with PSNR in dB where there is a
+    reference.
+    """
+    lines: list[list[tuple[np.ndarray | None, str]]] = [[], [], []]
+    for image in images:
+        before, after = f"degraded  {image.name}".strip(), "restored"
+        if image.reference_HWC is not None:
+            before += f"\n{psnr(image.degraded_HWC, image.reference_HWC):.1f} dB"
+            after += f"  {psnr(image.restored_HWC, image.reference_HWC):.1f} dB"
+        lines[0].append((image.degraded_HWC, before))
+        lines[1].append((image.restored_HWC, after))
+        lines[2].append((image.reference_HWC, "reference"))
+    return _grid(lines, path)
 
 
 def quality_strip(rows: Sequence[Sequence[Judged]], path: str | os.PathLike[str]) -> Path:
@@ -230,7 +267,8 @@ def map_figure(
         for index, row in enumerate(rows):
             picture: Axes = all_axes[index, 0]
             picture.imshow(row.image_HWC)
-            picture.set_title(row.name or ("picture" if index == 0 else ""))
+            name = row.name or ("picture" if index == 0 else "")
+            picture.set_title(textwrap.fill(name, _LINE), fontsize=8)
             for column, maps in enumerate(halves, start=1):
                 axes: Axes = all_axes[index, column]
                 here = maps if shared_scale else [maps[index]]
@@ -265,7 +303,7 @@ def _grid(
         raise ValueError("strip: got no pictures, expected at least one row with one picture")
     columns = max(len(line) for line in cells)
     height = sum(_row_height(line) for line in cells)
-    figure = _figure(2.3 * columns, height)
+    figure = _figure(_CELL * columns, height)
     with _style(grid=False):
         all_axes = figure.subplots(
             len(cells), columns, squeeze=False, height_ratios=[_row_height(line) for line in cells]
@@ -276,13 +314,16 @@ def _grid(
             for axes, (image_HWC, caption) in zip(line_axes, line, strict=False):
                 if image_HWC is not None:
                     axes.imshow(image_HWC)
-                    axes.set_title(caption, fontsize=8)
+                    lines = (textwrap.fill(line, _LINE) for line in caption.splitlines())
+                    axes.set_title("\n".join(lines), fontsize=8)
         return _save(figure, path)
 
 
 def _row_height(line: Sequence[tuple[np.ndarray | None, str]]) -> float:
-    shapes = [image.shape for image, _ in line if image is not None]
-    return 2.3 * max((shape[0] / shape[1] for shape in shapes), default=1.0) + 0.55
+    shown = [(image.shape, text) for image, text in line if image is not None]
+    heights = [shape[0] / shape[1] for shape, _ in shown]
+    lines = [sum(-(-len(part) // _LINE) for part in text.splitlines()) for _, text in shown]
+    return _CELL * max(heights, default=1.0) + 0.2 + 0.15 * max(lines, default=0)
 
 
 def _coloured(

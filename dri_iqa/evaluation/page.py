@@ -56,10 +56,13 @@ tbody tr:last-child td { border-bottom: 0; }
 td.text { overflow-wrap: break-word; }
 ul.notes { margin: 1.2rem 0 0; padding: .8rem 1rem .8rem 2rem; border-radius: 12px;
   background: var(--warnback); color: var(--warn); }
+section > p { margin: 0 0 .9rem; color: var(--soft); max-width: 80ch; }
 figure { margin: 0; } figure + figure { margin-top: 1.6rem; }
+figure + .scroll, figure + details { margin-top: 1.2rem; } details .scroll { margin-top: .8rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 8px;
   background: #ffffff; }
 figcaption { margin-top: .5rem; color: var(--soft); font-size: .9rem; }
+figure .scroll img { margin: 0 auto; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 1rem; }
 .gallery img { width: 100%; border-radius: 8px; }
 .gallery figure + figure { margin-top: 0; }
@@ -68,6 +71,10 @@ details summary { cursor: pointer; color: var(--accent); }
 pre { margin: .8rem 0 0; padding: 1rem; overflow-x: auto; font-size: .84rem; line-height: 1.45;
   background: var(--ground); border-radius: 8px; }
 footer { margin-top: 2rem; color: var(--soft); font-size: .86rem; }
+@media (max-width: 640px) { figure img.wide { width: 680px; max-width: none; }
+  section { padding: .9rem 1rem 1.1rem; } table { font-size: .86rem; } .tile b { font-size: 1.2rem; }
+  th, td { padding: .38rem .5rem; }
+  .gallery { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); } }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """
 
@@ -181,10 +188,13 @@ def inline_file(path: str | Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def shown_width(path: str | Path) -> int:
-    """Width in CSS pixels of a figure file: fewer than its own, so that it stays sharp."""
+def size_attributes(path: str | Path) -> str:
+    """Width in CSS pixels of a figure file, fewer than its own so that it stays sharp, and whether
+    it is `wide`: scrolled on a small screen rather than shrunk.
+    """
     with Image.open(path) as image:
-        return round(image.width / SHARPNESS)
+        width = round(image.width / SHARPNESS)
+    return f'width="{width}"' + (' class="wide"' if width > 680 else "")
 
 
 def inline_image(image_HWC: np.ndarray) -> str:

@@ -23,6 +23,8 @@ import numpy as np
 from dri_iqa.evaluation import page
 
 Rows = Sequence[Mapping[str, Any]]
+RESULTS, SUBSETS, WORST = "Results", "By subset", "Worst images"
+"""Titles of sections that every report has, as far as there is something to show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,10 @@ class Outlier:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a report shows; everything but the title is optional."""
+    """What a report shows; everything but the title is optional.
+
+    Tables and figures of one title share a section, figures first.
+    """
 
     title: str
     summary: str = ""
@@ -63,13 +68,17 @@ class Report:
     tables: Mapping[str, Rows] = field(default_factory=dict)
     """Further tables by title."""
     figures: Sequence[Drawing] = ()
-    """Scatter, curves, strips, maps, galleries; one section each."""
+    """Scatter, curves, strips, maps, galleries."""
     outliers: Sequence[Outlier] = ()
     """Worst images, worst first."""
     configuration: Mapping[str, Any] = field(default_factory=dict)
     """The resolved configuration, nested."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """See `environment`."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """What to say under a section's title, by title."""
+    order: Sequence[str] = ()
+    """Titles in the order of the page; sections that are not named follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +118,13 @@ def write_report(report: Report, directory: str | os.PathLike[str]) -> ReportFil
 def render_html(report: Report) -> str:
     """The page as one string."""
     sections = _sections(report)
-    marks = _slugs([title for title, _ in sections])
     links, body = "", ""
-    for mark, (title, content) in zip(marks, sections, strict=True):
+    for mark, (title, parts) in zip(_slugs(list(sections)), sections.items(), strict=True):
         links += f'<a href="#{mark}">{page.text(title)}</a>'
-        body += f'<section id="{mark}"><h2>{page.text(title)}</h2>{content}</section>'
+        text = f"<p>{page.text(report.texts[title])}</p>" if title in report.texts else ""
+        body += f'<section id="{mark}"><h2>{page.text(title)}</h2>{text}'
+        drawn = any(isinstance(part, Drawing) for part in parts)
+        body += "".join(_html(part, fold=drawn) for part in parts) + "</section>"
     tiles = "".join(
         f'<div class="tile"><b>{page.text(page.number(value))}</b><span>{page.text(name)}</span>'
         "</div>"
@@ -146,18 +157,10 @@ def render_markdown(report: Report, links: Sequence[str] | None = None) -> str:
         f"- **{page.markdown(name)}**: {page.markdown(page.number(value))}"
         for name, value in report.facts.items()
     ]
-    for title, rows in _tables(report):
-        parts += [f"## {page.markdown(title)}", page.markdown_table(rows)]
-    for drawing, link in zip(report.figures, links, strict=True):
-        parts += [
-            f"## {page.markdown(drawing.title)}",
-            f"![{page.markdown(drawing.title)}]({link})",
-        ]
-        parts += [page.markdown(drawing.caption)] if drawing.caption else []
-    if report.outliers:
-        parts += ["## Worst images", page.markdown_table(_outlier_rows(report.outliers))]
-    for title, values in _settings(report):
-        parts += [f"## {title}", page.markdown_table(page.pairs(page.flatten(values)))]
+    named = dict(zip(report.figures, links, strict=True))
+    for title, contents in _sections(report).items():
+        parts += [f"## {page.markdown(title)}", page.markdown(report.texts.get(title, ""))]
+        parts += [_markdown(part, named) for part in contents]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
@@ -193,34 +196,69 @@ def environment() -> dict[str, Any]:
     return found
 
 
-def _sections(report: Report) -> list[tuple[str, str]]:
-    sections = [(title, page.table(rows)) for title, rows in _tables(report)]
-    for drawing in report.figures:
-        source, width = page.inline_file(drawing.path), page.shown_width(drawing.path)
-        picture = f'<img src="{source}" width="{width}" alt="{page.text(drawing.title)}">'
-        caption = f"<figcaption>{page.text(drawing.caption)}</figcaption>"
-        figure = f"<figure>{picture}{caption if drawing.caption else ''}</figure>"
-        sections.append((drawing.title, figure))
-    if report.outliers:
-        cards = "".join(_card(item) for item in report.outliers)
-        sections.append(("Worst images", f'<div class="gallery">{cards}</div>'))
-    for title, values in _settings(report):
-        body = page.table(page.pairs(page.flatten(values)))
-        if title == "Configuration":
-            raw = page.text(json.dumps(values, indent=2, default=str))
-            body = f"<details><summary>show all settings</summary><pre>{raw}</pre></details>"
-        sections.append((title, body))
-    return sections
+@dataclass(frozen=True)
+class _Cards:
+    items: Sequence[Outlier]
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
-def _tables(report: Report) -> list[tuple[str, Rows]]:
-    named = {"Results": report.results, "By subset": report.subsets, **report.tables}
-    return [(title, rows) for title, rows in named.items() if rows]
+LONG = 12
+"""Rows from which a table beside a figure is folded."""
+_Part = Rows | Drawing | _Cards | Mapping[str, Any]
+"""What a section shows: a table, a figure, pictures with scores, or settings."""
 
 
-def _settings(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
-    named = {"Configuration": report.configuration, "Environment": report.environment}
-    return [(title, values) for title, values in named.items() if values]
+def _sections(report: Report) -> dict[str, list[_Part]]:
+    """What each section shows, by title, in the order of the page."""
+    named: list[tuple[str, _Part]] = [(drawing.title, drawing) for drawing in report.figures]
+    named += [(RESULTS, report.results), (SUBSETS, report.subsets), *report.tables.items()]
+    named += [(WORST, _Cards(report.outliers))]
+    named += [("Configuration", report.configuration), ("Environment", report.environment)]
+    titles = (*report.order, RESULTS, SUBSETS, *report.tables)
+    found: dict[str, list[_Part]] = {title: [] for title in titles}
+    for title, part in named:
+        if part:
+            found.setdefault(title, []).append(part)
+    return {title: parts for title, parts in found.items() if parts}
+
+
+def _html(part: _Part, *, fold: bool) -> str:
+    if isinstance(part, Drawing):
+        return _figure(part)
+    if isinstance(part, Mapping):
+        return _settings(part)
+    if isinstance(part, _Cards):
+        return f'<div class="gallery">{"".join(map(_card, part.items))}</div>'
+    table = page.table(part)
+    if fold and len(part) > LONG:
+        return f"<details><summary>as a table</summary>{table}</details>"
+    return table
+
+
+def _markdown(part: _Part, links: Mapping[Drawing, str]) -> str:
+    if isinstance(part, Drawing):
+        picture = f"![{page.markdown(part.title)}]({links[part]})"
+        return f"{picture}\n\n{page.markdown(part.caption)}"
+    if isinstance(part, Mapping):
+        return page.markdown_table(page.pairs(page.flatten(part)))
+    return page.markdown_table(_outlier_rows(part.items) if isinstance(part, _Cards) else part)
+
+
+def _figure(drawing: Drawing) -> str:
+    source, size = page.inline_file(drawing.path), page.size_attributes(drawing.path)
+    picture = f'<img src="{source}" {size} alt="{page.text(drawing.title)}">'
+    caption = f"<figcaption>{page.text(drawing.caption)}</figcaption>" if drawing.caption else ""
+    return f'<figure><div class="scroll">{picture}</div>{caption}</figure>'
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """Flat settings as a table; nested ones are many and are shown when asked for."""
+    if not any(isinstance(value, Mapping) for value in values.values()):
+        return page.table(page.pairs(values))
+    raw = page.text(json.dumps(values, indent=2, default=str))
+    return f"<details><summary>show all settings</summary><pre>{raw}</pre></details>"
 
 
 def _card(item: Outlier) -> str:

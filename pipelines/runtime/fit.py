@@ -125,7 +125,8 @@ def fit(
         journal: name of the journal that progress goes to.
         key: the run's key in the journal and in MLflow.
         threads: torch threads per worker; None takes the plan's.
-        untrained: also keep the model as it is before the first step, to compare with, and tell its parts.
+        untrained: also keep the model as it is before the first step, to compare with, tell its parts, and draw
+            what it restores in the end.
         callbacks: Ray Train callbacks, e.g. the one that reports to Tune.
 
     Returns:
@@ -219,6 +220,7 @@ def _train(settings: dict[str, Any], host: Host) -> None:
 
     from pipelines.runtime.journal import JournalWriter
     from pipelines.runtime.loop import train
+    from pipelines.runtime.restoring import draw_restoration
     from pipelines.runtime.setups import SETUPS, export, parts_table
 
     torch.set_num_threads(settings["threads"])
@@ -243,6 +245,8 @@ def _train(settings: dict[str, Any], host: Host) -> None:
         )
     if host.rank == 0:
         result = export(training.stage, spec, settings["target"], describe) | {"history": history}
+        if settings["untrained"]:
+            draw_restoration(training.stage, spec, settings["target"])
         storage.write_json(storage.join(settings["target"], "result.json"), result)
 
 

@@ -137,6 +137,10 @@ class Tracker:
         """A file artifact."""
         self.client.log_artifact(self._runs[key], local_path, folder)
 
+    def folder(self, key: str, local_path: str, folder: str) -> None:
+        """All files of a local folder as artifacts."""
+        self.client.log_artifacts(self._runs[key], local_path, folder)
+
     def end(self, key: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         if key in self._runs:

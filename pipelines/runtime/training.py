@@ -160,13 +160,14 @@ class _Watch:
             tracker.tags(key, {"error": brief(outcome.error)})
             tracker.end(key, "FAILED")
             return
-        for row in outcome[
-            "history"
-        ]:  # what a killed run could not deliver, or another job trained
+        # what a killed run could not deliver, or another job has trained
+        for row in outcome["history"]:
             tracker.epoch(key, int(row["epoch"]), row)
         tracker.tags(key, {"weights": outcome["uri"], "sha256": outcome["sha256"]})
         tracker.json(key, outcome["history"], "history.json")
-        _pictures(self._job, key, storage.join(outcome["uri"].rpartition("/")[0], PICTURES))
+        with tempfile.TemporaryDirectory() as folder:
+            for path in fetch_pictures(outcome, Path(folder)):
+                tracker.file(key, str(path), PICTURES)
         tracker.end(key)
 
 
@@ -184,13 +185,14 @@ def store_advice(spec: RunSpec, plan: Plan) -> str | None:
     )
 
 
-def _pictures(job: Job, key: str, folder: str) -> None:
-    """What the workers drew, as artifacts."""
-    with tempfile.TemporaryDirectory() as place:
-        for uri in storage.list_files(folder, suffix=".png"):
-            path = Path(place) / uri.rpartition("/")[2]
-            path.write_bytes(storage.read_bytes(uri))
-            job.tracker.file(key, str(path), PICTURES)
+def fetch_pictures(result: Result, folder: Path) -> list[Path]:
+    """Local copies of what a run's workers drew, sorted by name."""
+    place = storage.join(result["uri"].rpartition("/")[0], PICTURES)
+    copies = []
+    for uri in storage.list_files(place, suffix=".png"):
+        copies.append(folder / uri.rpartition("/")[2])
+        copies[-1].write_bytes(storage.read_bytes(uri))
+    return copies
 
 
 def _brief(metrics: dict[str, float]) -> str:

@@ -91,6 +91,18 @@ def test_curves_and_bars_survive_gaps_and_undefined_values(tmp_path: Path) -> No
     assert pixels(figures.subset_bars(rows, tmp_path / "b.png")).size
 
 
+def test_restored_images_stand_below_what_they_were(tmp_path: Path) -> None:
+    green, red = (np.zeros((20, 20, 3), np.uint8) for _ in range(2))
+    green[..., 1], red[..., 0] = 255, 255
+    pair = [figures.Restored(degraded_HWC=red, restored_HWC=green)] * 4
+    image_HWC = pixels(figures.restoration_strip(pair, tmp_path / "r.png"))
+    rows = [
+        np.flatnonzero((image_HWC == colour).all(2).any(1)) for colour in (red[0, 0], green[0, 0])
+    ]
+    assert rows[0].max() < rows[1].min()
+    assert image_HWC.shape[1] > image_HWC.shape[0]
+
+
 def test_maps_share_one_scale_unless_told_otherwise(tmp_path: Path) -> None:
     weak = figures.Mapped(image_HWC=PHOTO_HWC, degradation_HW=np.eye(4) * 0.1, quality_HW=np.eye(4))
     strong = figures.Mapped(image_HWC=PHOTO_HWC, degradation_HW=np.eye(4), quality_HW=np.eye(4))
@@ -212,19 +224,26 @@ def test_data_cannot_become_mark_up(tmp_path: Path) -> None:
     assert len(re.findall(r"(?<!\\)\|", table_line)) == 2
 
 
-def test_equal_titles_get_different_files_and_anchors(tmp_path: Path) -> None:
+def test_what_has_one_title_shares_a_section_but_no_file(tmp_path: Path) -> None:
     paths = []
     for index in range(3):
         path = tmp_path / str(index) / "same.png"
         path.parent.mkdir()
         Image.fromarray(np.full((4, 4, 3), index * 100, np.uint8)).save(path)
         paths.append(path)
-    report = Report(title="t", figures=[Drawing(path=path, title="Same") for path in paths])
+    report = Report(
+        title="t",
+        figures=[Drawing(path=path, title="Same") for path in paths],
+        tables={"First": [{"a": 1}], "Same": [{"b": 2}]},
+        texts={"Same": "Said once."},
+        order=("Same", "Absent"),
+    )
     files = write_report(report, tmp_path / "out")
     links = re.findall(r"!\[.*?\]\((.*?)\)", files.markdown.read_text())
     assert [pixels(files.markdown.parent / link)[0, 0, 0] for link in links] == [0, 100, 200]
-    ids = re.findall(r'<section id="(.*?)"', files.html.read_text())
-    assert len(set(ids)) == 3
+    source = files.html.read_text()
+    assert re.findall(r'<section id="(.*?)"', source) == ["same", "first"]
+    assert source.count("Said once.") == files.markdown.read_text().count("Said once.") == 1
 
 
 def test_figures_need_no_display_and_pyplot_stays_out(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from mlflow import MlflowClient
 from dri_iqa.bundle import load_bundle
 from dri_iqa.data.manifest import Manifest, ShardReader
 from dri_iqa.data.splits import PARTS, load_splits
+from tests.browser import Browser
 from tests.pipelines import jobs
 
 pytestmark = pytest.mark.ray
@@ -50,8 +53,8 @@ def photo(finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_step_ran_and_said_so(finished) -> None:
     printed = finished.answer.stdout
-    for number in range(1, 10):
-        assert f"[{number}/9]" in printed
+    for number in range(1, 11):
+        assert f"[{number}/10]" in printed
     for words in (
         "What trains",
         "Search",
@@ -135,6 +138,52 @@ def test_stage_1_is_probed_in_numbers_and_in_a_picture(finished, client: MlflowC
     assert pictures == ["probe/epoch_0004.png"]
 
 
+SECTIONS = [
+    *("Results", "Before and after training", "By subset", "Predicted against given"),
+    *("Worst images", "Error by distortion type", "From best to worst"),
+    *("Degradation and quality maps", "Restoration before and after", "Training: stage 2"),
+    *("Training: stage 1", "What the two halves hold", "Degradations", "Search"),
+    *("Data and protocol", "Configuration", "Environment"),
+]
+
+
+def test_the_report_lies_where_the_job_says_and_in_mlflow(finished, client: MlflowClient) -> None:
+    path = Path(finished.summary["report"])
+    assert f"{path.parent.name}/{path.name}" in finished.answer.stdout
+    assert re.findall("<h2>(.*?)</h2>", path.read_text()) == SECTIONS
+    text = (path.parent / "report.md").read_text()
+    for words in (finished.summary["stage2"], f"{finished.summary['test']['srocc']:.3f} \\["):
+        assert words in text
+    with (path.parent / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["srocc"]) == finished.summary["test"]["srocc"]
+    assert {row["comparable"] for row in rows[1:]} == {"no: other data"}
+    run = finished_run(client, "full")
+    names = {item.path for item in client.list_artifacts(run, "report")}
+    assert {f"report/{file.name}" for file in path.parent.iterdir()} == names
+    stage2 = finished_run(client, "stage2")
+    pictures = [item.path for item in client.list_artifacts(stage2, "probe")]
+    assert pictures == ["probe/restoration.png"]
+
+
+def finished_run(client: MlflowClient, name: str) -> str:
+    experiment = client.get_experiment_by_name("dri-iqa")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    return next(run.info.run_id for run in runs if (run.info.run_name or "").startswith(name))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_opens_in_a_browser_without_a_network(
+    finished, browser: Browser, width: int
+) -> None:
+    look = browser.look(Path(finished.summary["report"]), width)
+    look.check(SECTIONS)
+    drawn = {image["alt"] for image in look.images}
+    assert drawn >= {*SECTIONS[3:13]} - {"Worst images"}
+    assert len(look.images) - len(drawn & {*SECTIONS}) == 8, "the worst images, as pictures"
+
+
 def test_no_file_of_the_registered_model_is_a_pickle(finished) -> None:
     files = [path for path in (finished.output / "mlartifacts").rglob("*") if path.is_file()]
     assert any(path.name == "model.safetensors" for path in files)
@@ -208,7 +257,7 @@ def test_a_finished_job_says_so_and_trains_nothing(finished) -> None:
     again = jobs.run("full", *finished.arguments)
     assert again.returncode == 0, again.stderr
     assert "finished before: nothing is trained again" in again.stdout
-    assert "[1/9]" not in again.stdout
+    assert "[1/10]" not in again.stdout
     assert {path: os.stat(path).st_mtime_ns for path in finished.output.rglob("*.json")} == before
 
 

@@ -1,0 +1,131 @@
+"""What the restoration network's picture is drawn from: test images where there are references, else clean ones."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dri_iqa.config import to_dict
+from dri_iqa.data.batches import Source
+from dri_iqa.data.cutting import png_bytes
+from dri_iqa.data.manifest import publish
+from dri_iqa.data.records import DataSet, Record
+from dri_iqa.data.shards import plan_shards, write_shard
+from dri_iqa.data.splits import Split, save_splits
+from dri_iqa.stages import TrainStage
+from pipelines.runtime import restoring
+from pipelines.runtime.fit import Inputs, RunSpec
+from tests.tiny import tiny_model, tiny_stage1, tiny_stage2
+
+SIDE = 70
+TEST = tuple(range(6, 10))
+
+
+def picture(seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    return png_bytes(coarse.repeat(SIDE // 7, axis=0).repeat(SIDE // 7, axis=1))
+
+
+def ingested(folder: Path, dataset: DataSet) -> Source:
+    results = [write_shard(plan, str(folder)) for plan in plan_shards(dataset, 50)]
+    return Source(uri=str(folder), digest=publish(str(folder), dataset, results).digest)
+
+
+def spec_of(folder: Path, *, references: bool) -> RunSpec:
+    def record(n: int) -> Record:
+        reference = f"r{n}" if references else None
+        return Record(
+            name=f"i{n}", data=picture(n), score=float(n), group=f"g{n}", reference=reference
+        )
+
+    scored = DataSet(
+        name="toy",
+        records=tuple(map(record, range(10))),
+        references=tuple(
+            Record(name=f"r{n}", data=picture(90 + n), group=f"g{n}") for n in range(10)
+        )
+        if references
+        else (),
+    )
+    clean = DataSet(
+        name="clean",
+        records=tuple(Record(name=f"c{n}", data=picture(50 + n), group=f"c{n}") for n in range(9)),
+        score_kind="none",
+    )
+    sources = [ingested(folder / d.name, d) for d in (scored, clean)]
+    split = Split(source="test", train=tuple(range(6)), val=(), test=TEST)
+    uri = str(folder / "split.json")
+    save_splits(uri, [split])
+    inputs = Inputs(
+        scored_uri=sources[0].uri,
+        scored_digest=sources[0].digest,
+        split_uri=uri,
+        split_digest=split.digest,
+        clean_uri=sources[1].uri,
+        clean_digest=sources[1].digest,
+    )
+    config = {
+        "seed": 3,
+        "model": to_dict(tiny_model()),
+        "stage1": to_dict(tiny_stage1()),
+        "stage2": to_dict(tiny_stage2()),
+    }
+    return RunSpec(stage="train", config=config, inputs=inputs, workers=1)
+
+
+def stage_of(variant: str, *, references: bool) -> TrainStage:
+    return TrainStage(
+        tiny_model(),
+        tiny_stage1(),
+        tiny_stage2(variant=variant),
+        seed=3,
+        has_references=references,
+        global_batch=8,
+        pretrained=None,
+    )
+
+
+@pytest.mark.parametrize("references", [True, False])
+def test_a_picture_of_what_was_never_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, references: bool
+) -> None:
+    spec = spec_of(tmp_path, references=references)
+    drawn = []
+
+    def strip(rows, path: Path) -> Path:
+        drawn.extend(rows)
+        return restoration_strip(rows, path)
+
+    restoration_strip = restoring.restoration_strip
+    monkeypatch.setattr(restoring, "restoration_strip", strip)
+    stage = stage_of("proposed", references=references)
+    training = stage.training
+    restoring.draw_restoration(stage, spec, str(tmp_path / "target"))
+    assert stage.training is training
+    (file,) = (tmp_path / "target").rglob("*.png")
+    assert file.name == restoring.RESTORATION
+    assert min(Image.open(file).size) > 100
+
+    def known(numbers: range | tuple[int, ...]) -> list[bytes]:
+        files = (Image.open(io.BytesIO(picture(number))) for number in numbers)
+        return [np.asarray(file).tobytes() for file in files]
+
+    shown = [row.reference_HWC.tobytes() for row in drawn]
+    if references:
+        assert sorted(shown) == sorted(known(tuple(90 + n for n in TEST)))
+        assert sorted(row.degraded_HWC.tobytes() for row in drawn) == sorted(known(TEST))
+    else:
+        assert set(shown) <= set(known(range(50, 59)))
+        assert any(row.degraded_HWC.tobytes() not in shown for row in drawn)
+    assert all(row.restored_HWC.shape == (SIDE, SIDE, 3) for row in drawn)
+
+
+def test_a_variant_without_restoration_draws_nothing(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, references=True)
+    restoring.draw_restoration(stage_of("v2", references=True), spec, str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
