@@ -18,7 +18,6 @@ import safetensors.torch
 import torch
 
 import dri_iqa
-from dri_iqa import bundle as bundle_module
 from dri_iqa import load_model, storage
 from dri_iqa.bundle import BundleError, ScoreScale, ScoringPolicy, load_bundle, save_bundle
 from dri_iqa.config import ConfigError, to_dict
@@ -268,7 +267,7 @@ def test_other_schemes_go_to_what_is_registered_for_them(
         def load() -> Any:
             return fetch
 
-    monkeypatch.setattr(bundle_module.metadata, "entry_points", lambda group: [Entry])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry])
     assert load_bundle("zoo:/dri-iqa@champion").meta == META
     assert asked == ["zoo:/dri-iqa@champion"]
     with pytest.raises(BundleError) as caught:
