@@ -6,8 +6,13 @@ A score can therefore be traced to the exact bytes that made it, and a bundle th
 what was written is refused with the name of what is wrong.
 
     config.json        format_version, model (ModelConfig), score (ScoreScale), scoring, parts,
-                       tensors (file, count, sha256), versions, meta, sha256 (of all the above)
-    model.safetensors  every parameter and buffer of the parts that were kept
+                       tensors (file, count, sha256), versions, meta, probe (ProbeFacts, optional),
+                       sha256 (of all the above)
+    model.safetensors  every parameter and buffer of the parts that were kept, and `probe.*`
+
+A bundle is written under the lowest format version that can describe it, so that whoever can read
+it is told that they can: 1 without a probe of degradations (`dri_iqa/probe.py`), 2 with one. This
+package reads both; one that only knows 1 says that it expects 1.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from torch import Tensor, nn
 from dri_iqa.bundle_files import (
     CONFIG_FILE,
     FORMAT_VERSION,
+    PROBE_VERSION,
     TENSOR_FILE,
     URI_GROUP,
     BundleError,
@@ -38,6 +44,7 @@ from dri_iqa.bundle_files import (
     versions,
 )
 from dri_iqa.config import ConfigError, ModelConfig, StrictConfig, from_dict, to_dict
+from dri_iqa.probe import DegradationProbe, ProbeFacts
 
 __all__ = [
     "CONFIG_FILE",
@@ -117,11 +124,12 @@ class _BundleConfig(StrictConfig):
     sha256: str
     versions: dict[str, str] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    probe: ProbeFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A loaded bundle. `digest` (SHA-256, hex) covers configuration, scale, meta and weights."""
+    """A loaded bundle. `digest` (SHA-256, hex) covers configuration, scale, meta, probe and weights."""
 
     config: ModelConfig
     model: nn.Module
@@ -132,6 +140,8 @@ class Bundle:
     meta: dict[str, Any]
     digest: str
     uri: str
+    probe: DegradationProbe | None = None
+    """Names the degradations that the extractor sees; tensors on the CPU."""
 
 
 def save_bundle(
@@ -143,6 +153,7 @@ def save_bundle(
     meta: dict[str, Any],
     scoring: ScoringPolicy | None = None,
     parts: Iterable[str] | None = None,
+    probe: DegradationProbe | None = None,
 ) -> str:
     """Write a model as a bundle and return its digest.
 
@@ -155,15 +166,16 @@ def save_bundle(
         meta: plain JSON data to keep with the model (data digests, metrics, commit, ...).
         parts: top-level modules to keep, e.g. without a training-only restoration network; a part
             that is left out is absent after loading. Default: all.
+        probe: of the degradations, fitted on this model's extractor.
 
     Raises:
         BundleError: a non-finite weight, meta that is not JSON, an unknown part, or a folder that
             holds something else.
     """
     tensors = _tensors(model, parts)
-    data, file = pack(tensors)
-    head = {
-        "format_version": FORMAT_VERSION,
+    data, file = pack(tensors | (probe.tensors() if probe else {}))
+    head: dict[str, Any] = {
+        "format_version": PROBE_VERSION if probe else FORMAT_VERSION,
         "model": to_dict(model_config),
         "score": to_dict(score),
         "scoring": to_dict(scoring or ScoringPolicy()),
@@ -172,6 +184,8 @@ def save_bundle(
         "versions": versions(),
         "meta": meta,
     }
+    if probe:
+        head["probe"] = to_dict(probe.facts)
     return seal(directory, head, data)
 
 
@@ -197,8 +211,10 @@ def load_bundle(directory: str | os.PathLike[str], *, device: str | torch.device
     model = build_model(config.model, backbone_weights=False)
     for name in [name for name, _ in model.named_children() if name not in config.parts]:
         setattr(model, name, None)  # better absent than silently at its random initial weights
-    check_tensors(uri, tensors, model.state_dict())
-    model.load_state_dict(tensors, strict=True)
+    expected = model.state_dict() | _probe_tensors(uri, config)
+    check_tensors(uri, tensors, expected)
+    probe = DegradationProbe.from_tensors(config.probe, tensors) if config.probe else None
+    model.load_state_dict({name: tensors[name] for name in model.state_dict()}, strict=True)
     return Bundle(
         config=config.model,
         model=model.to(device).eval(),
@@ -209,6 +225,7 @@ def load_bundle(directory: str | os.PathLike[str], *, device: str | torch.device
         meta=config.meta,
         digest=config.sha256,
         uri=uri,
+        probe=probe,
     )
 
 
@@ -235,6 +252,17 @@ def _tensors(model: nn.Module, parts: Iterable[str] | None) -> dict[str, Tensor]
             raise BundleError(f"unknown part {sorted(unknown)[0]!r}, got {_parts(state)}")
         state = {name: value for name, value in state.items() if name.split(".")[0] in wanted}
     return state
+
+
+def _probe_tensors(uri: str, config: _BundleConfig) -> dict[str, Tensor]:
+    """What the tensors of the probe must look like, if there is one."""
+    if config.probe is None:
+        return {}
+    if "dre" not in config.parts:
+        raise BundleError(f"{uri}: {CONFIG_FILE}: a probe of degradations without an extractor")
+    dre = config.model.dre
+    half = dre.width * 2 ** (len(dre.strides) - 1) // 2
+    return DegradationProbe.empty_tensors(len(config.probe.kinds), half)
 
 
 def _parts(tensors: Iterable[str]) -> list[str]:

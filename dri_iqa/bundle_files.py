@@ -24,6 +24,8 @@ from torch import Tensor
 from dri_iqa.config import StrictConfig
 
 FORMAT_VERSION = 1
+PROBE_VERSION = 2
+"""Format version of a bundle with a probe of degradations."""
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 URI_GROUP = "dri_iqa.model_uris"
@@ -110,9 +112,9 @@ def read_config_file(uri: str) -> dict[str, Any]:
             raise
         raise BundleError(f"{uri}: {CONFIG_FILE} is not JSON: {error}") from None
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, PROBE_VERSION):
         raise BundleError(
-            f"{uri}: bundle format version {version!r}, expected {FORMAT_VERSION}\n"
+            f"{uri}: bundle format version {version!r}, expected {FORMAT_VERSION} or {PROBE_VERSION}\n"
             "update dri-iqa, or export the model again with this version"
         )
     return values

@@ -308,6 +308,9 @@ class Stage2Config(StrictConfig):
     """Whose crops carry the contrastive losses in stage 2."""
     val_crops: int = 5
     """Crops per validation image at the end of an epoch."""
+    probe_images: int = 48
+    """Clean images for the probe of the degradation type that is fitted on the finished extractor and kept in the
+    bundle; a third of them is what its accuracy is measured on. 0 keeps none."""
     grad_checkpoint: bool = False
     """Recompute activations in the backward pass to save memory."""
 
