@@ -67,6 +67,10 @@ class LinearProbe:
         """The likeliest class of every row, (N,)."""
         return self.logits(features_NF).argmax(1)
 
+    def accuracy(self, features_NF: Tensor, label_N: Tensor) -> float:
+        """Share of rows that are classified rightly."""
+        return float((self.predict(features_NF) == label_N).double().mean())
+
     def error(self, features_NF: Tensor, label_N: Tensor) -> float:
         """Share of rows that are classified wrongly."""
         return float((self.predict(features_NF) != label_N).double().mean())

@@ -109,7 +109,10 @@ def _place(
 
 
 def half_features(
-    encoder: nn.Module, crops_NCHW: Tensor, batch: int = 256, device: str | torch.device = "cpu"
+    encoder: nn.Module,
+    crops_NCHW: Tensor,
+    batch: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
     """Pooled halves of the last map, before any head: {"up", "low"}, each (N, F) float32 on the
     CPU.
@@ -117,9 +120,11 @@ def half_features(
     Args:
         encoder: gives the five maps of float images, e.g. `DREEncoder`.
         crops_NCHW: uint8.
-        batch: views per pass.
+        batch: views per pass; None takes as many as hold a million pixels, so that memory does not
+            grow with the crop.
         device: of the encoder.
     """
+    batch = batch or max(1, 2**20 // crops_NCHW[0, 0].numel())
     parts: dict[str, list[Tensor]] = {half: [] for half in HALVES}
     with evaluating(encoder), torch.no_grad():
         for chunk in crops_NCHW.split(batch):
@@ -192,7 +197,7 @@ def fit_degradation_probe(
     linear = LinearProbe.fit(known_NF, fit.type_N, _best_penalty(fit, known_NF))
     facts = ProbeFacts(
         kinds=(*TYPES, CLEAN),
-        accuracy=1 - linear.error(asked_NF, test.type_N),
+        accuracy=linear.accuracy(asked_NF, test.type_N),
         fitted_on=len(fit.image_N.unique()),
         tested_on=len(test.image_N.unique()),
         unseen=unseen,

@@ -9,13 +9,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from mlflow import MlflowClient
 
 from dri_iqa.bundle import load_bundle
+from dri_iqa.config import Stage1Config, from_dict
+from dri_iqa.data.batches import Source
 from dri_iqa.data.manifest import Manifest, ShardReader
 from dri_iqa.data.splits import PARTS, load_splits
+from dri_iqa.evaluation.probe import half_features
+from pipelines.runtime.probing import clean_parts, clean_views
 from tests.pipelines import jobs
 
 pytestmark = pytest.mark.ray
@@ -133,6 +138,27 @@ def test_stage_1_is_probed_in_numbers_and_in_a_picture(finished, client: MlflowC
     assert stage1.data.metrics["queue_fill"] == 1
     pictures = [item.path for item in client.list_artifacts(stage1.info.run_id, "probe")]
     assert pictures == ["probe/epoch_0004.png"]
+
+
+def test_the_bundle_names_degradations_as_often_rightly_as_it_says(finished) -> None:
+    """Views of the clean photographs that tested the probe, and the finished extractor as it was stored."""
+    bundle = load_bundle(finished.summary["bundle"])
+    assert bundle.probe is not None
+    facts = bundle.probe.facts
+    assert (facts.fitted_on, facts.tested_on, facts.unseen) == (6, 3, False)
+    inputs = json.loads(next(finished.output.glob("jobs/*/steps/ingest.json")).read_text())
+    inputs = inputs["result"]["inputs"]
+    source = Source(uri=inputs["clean_uri"], digest=inputs["clean_digest"])
+    stage1 = from_dict(Stage1Config, bundle.meta["config"]["stage1"])
+    parts = clean_parts(source, stage1, seed=0)  # stage 1's probes use nine images here, too
+    views = clean_views(source, parts.test, stage1, crop=bundle.config.crop, seed=0, clean=True)
+    features = half_features(cast(Any, bundle.model).dre, views.crops_NCHW)["up"]
+    found = bundle.probe.probabilities(features).argmax(1)
+    assert facts.accuracy == pytest.approx(float((found == views.type_N).double().mean()), abs=0.02)
+    others = finished.output.glob("models/train-*/**/bundle")
+    assert [load_bundle(path).probe is None for path in others if str(path) != bundle.uri] == [
+        True
+    ] * 3, "neither the trials' nor the untrained model's"
 
 
 def test_no_file_of_the_registered_model_is_a_pickle(finished) -> None:
