@@ -1,4 +1,4 @@
-"""The command line: score pictures, degrade one, draw every operator, check a data set.
+"""The command line: score pictures, explain or degrade one, draw every operator, check a data set.
 
 Exit codes: 0 all done, 2 wrong usage (bad option, missing file or model), 3 some pictures could not
 be scored or a data set has faults. Errors are two lines on stderr, results go to stdout; torch is
@@ -15,18 +15,19 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 import dri_iqa
 from dri_iqa import cli_data
-from dri_iqa.terminal import SOME_FAILED, console, friendly, with_progress
+from dri_iqa.cli_rows import Format, caption, format_of, write_rows
+from dri_iqa.terminal import SOME_FAILED, friendly, with_progress
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from dri_iqa.explain import Explanation
     from dri_iqa.scoring import Scorer
 
 MODEL_VARIABLE = "DRI_IQA_MODEL"
@@ -38,15 +39,6 @@ app = typer.Typer(
     help="No-reference image quality that also holds for restored pictures.",
 )
 app.add_typer(cli_data.app, name="data")
-
-
-class Format(StrEnum):
-    """Output formats of `score`."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    parquet = "parquet"
 
 
 def _version(value: bool) -> None:
@@ -98,12 +90,10 @@ def score(
     precision: Annotated[str, typer.Option(help="fp32, or bf16 (faster).")] = "fp32",
 ) -> None:
     """Score pictures: one row each with score, spread over the crops, and error."""
-    from dri_iqa.scoring import load_model, parse_crops
+    from dri_iqa.scoring import load_model
 
-    policy = int(crops) if crops is not None and crops.isdecimal() else crops
-    if policy is not None:
-        parse_crops(policy)
-    form = format or _format_of(out)
+    policy = _policy(crops)
+    form = format or format_of(out)
     if form is Format.parquet and out is None:
         raise ValueError("parquet is a binary format\nGive --out FILE.parquet")
     found = list(dict.fromkeys(_expand(paths)))
@@ -112,11 +102,56 @@ def score(
     for row in with_progress(scorer.iter_rows(found, crops=policy), len(found)):
         rows.append({**row, "model": scorer.name})
     failed = sum(row["error"] is not None for row in rows)
-    _write(rows, form, out)
+    write_rows(rows, form, out)
     if form is Format.table or out is not None:
-        print(_caption(scorer, len(rows), failed, crops, out), file=sys.stderr)
+        print(caption(scorer, len(rows), failed, crops, out), file=sys.stderr)
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+class Explained(StrEnum):
+    """Output formats of `explain`."""
+
+    html = "html"
+    json = "json"
+
+
+@app.command()
+@friendly("dri-iqa explain")
+def explain(
+    image: Annotated[str, typer.Argument(help="The picture: a file or an s3:// URI.")],
+    out: Annotated[
+        str | None, typer.Option(help="File to write, e.g. page.html (or an s3:// URI).")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Bundle folder, s3:// or models:/ URI. Default: as for `score`."),
+    ] = None,
+    crops: Annotated[str | None, typer.Option(help="As for `score`.")] = None,
+    format: Annotated[
+        Explained, typer.Option(help="A page, or plain data (without --out on stdout).")
+    ] = Explained.html,
+) -> None:
+    """Show what a picture's score comes from: crops, maps, and the degradations that are seen."""
+    from dri_iqa import storage
+    from dri_iqa.scoring import load_model
+
+    if format is Explained.html and out is None:
+        raise ValueError("a page is a file\nGive --out FILE.html, or --format json.")
+    policy = _policy(crops)
+    scorer = load_model(model or default_model())
+    found = _explained(scorer, image, policy)
+    if format is Explained.json:
+        data = json.dumps(found.plain(), allow_nan=False) + "\n"
+    else:
+        from dri_iqa.explain_page import render
+
+        data = render(found)
+    if out is None:
+        sys.stdout.write(data)
+        return
+    storage.write_bytes(out, data.encode())
+    print(out)
 
 
 class Levels(StrEnum):
@@ -217,6 +252,25 @@ def default_model() -> str:
     return str(newest.parent / bundle) if local else str(bundle)
 
 
+def _policy(crops: str | None) -> str | int | None:
+    from dri_iqa.crops import parse_crops
+
+    policy = int(crops) if crops is not None and crops.isdecimal() else crops
+    if policy is not None:
+        parse_crops(policy)
+    return policy
+
+
+def _explained(scorer: Scorer, image: str, policy: str | int | None) -> Explanation:
+    from dri_iqa.explain import explain
+    from dri_iqa.images import ImageError
+
+    try:
+        return explain(scorer, image, name=image.rpartition("/")[2], crops=policy)
+    except ImageError as error:
+        raise _unreadable(image, error) from None
+
+
 def _expand(paths: Iterable[str]) -> Iterator[str]:
     """Pictures behind files, folders, patterns, URIs and standard input, in a stable order."""
     from dri_iqa.images import EXTENSIONS
@@ -256,84 +310,17 @@ def _some(found: Iterable[str], path: str) -> list[str]:
     return listed
 
 
-def _format_of(out: str | None) -> Format:
-    ending = Path(out).suffix.lower().removeprefix(".") if out else "table"
-    return Format(ending) if ending in {form.value for form in Format} else Format.table
-
-
-def _write(rows: list[dict[str, Any]], form: Format, out: str | None) -> None:
-    if form is Format.table and out is None and sys.stdout.isatty():
-        console().print(_score_table(rows))
-        return
-    data = _encode(rows, form)
-    if out is None:
-        sys.stdout.write(data.decode())
-        sys.stdout.flush()
-        return
-    from dri_iqa import storage
-
-    storage.write_bytes(out, data)
-
-
-def _encode(rows: list[dict[str, Any]], form: Format) -> bytes:
-    import pandas as pd
-
-    if form is Format.table:  # aligned, never cut: for pipes and files
-        width = max((len(row["image"]) for row in rows), default=0)
-        return "".join(f"{row['image']:<{width}}  {_result(row)}\n" for row in rows).encode()
-    if form is Format.json:
-        plain = [
-            {key: None if value != value else value for key, value in row.items()} for row in rows
-        ]
-        return (json.dumps(plain, indent=1) + "\n").encode()
-    table = pd.DataFrame(rows, columns=["image", "score", "std", "error", "model"])
-    if form is Format.csv:
-        return table.to_csv(index=False).encode()
-    buffer = io.BytesIO()
-    # An error column without errors would otherwise get a type of its own.
-    table.astype({"error": "string"}).to_parquet(buffer, index=False)
-    return buffer.getvalue()
-
-
-def _result(row: dict[str, Any]) -> str:
-    if row["error"] is not None:
-        return f"error: {row['error']}"
-    return f"{row['score']:.4f} ± {row['std']:.4f}"
-
-
-def _score_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("image")
-    table.add_column("score", justify="right")
-    table.add_column("± over crops", justify="right")
-    if any(row["error"] is not None for row in rows):
-        table.add_column("error", style="red")
-    for row in rows:
-        good = row["error"] is None
-        cells = [f"{row['score']:.4f}", f"{row['std']:.4f}"] if good else ["", ""]
-        table.add_row(row["image"], *cells, row["error"])
-    return table
-
-
-def _caption(scorer: Scorer, count: int, failed: int, crops: str | None, out: str | None) -> str:
-    scale = scorer.bundle.score
-    direction = "higher" if scale.higher_is_better else "lower"
-    parts = [
-        f"{count} picture{'' if count == 1 else 's'}" + (f", {failed} failed" if failed else ""),
-        f"{scale.name} ({scale.kind} scores, {scale.lo:.4g} to {scale.hi:.4g}, {direction} is "
-        "better)",
-        f"crops {crops or scorer.bundle.scoring.crops}",
-        f"model {scorer.bundle.digest[:12]}",
-    ]
-    return " · ".join([*parts, *([f"written to {out}"] if out else [])])
-
-
 def _decode(path: Path) -> np.ndarray:
     from dri_iqa.images import ImageError, decode
 
     try:
         return decode(path.expanduser().read_bytes())
     except ImageError as error:
-        raise ValueError(f"{path}: {error}\nGive a JPEG, PNG, WebP, BMP or TIFF picture.") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: object, error: Exception) -> ValueError:
+    return ValueError(f"{path}: {error}\nGive a JPEG, PNG, WebP, BMP or TIFF picture.")
 
 
 def _save(image_HWC: np.ndarray, out: Path, *, quality: int) -> None:

@@ -310,6 +310,9 @@ class Stage2Config(StrictConfig):
     """Crops per validation image at the end of an epoch."""
     select: Literal["last", "val"] = "last"
     """Which epoch's weights are kept: the last one's, or those with the best validation SROCC. Never by test images."""
+    probe_images: int = 48
+    """Clean images for the probe of the degradation type that is fitted on the finished extractor and kept in the
+    bundle; a third of them is what its accuracy is measured on. 0 keeps none."""
     grad_checkpoint: bool = False
     """Recompute activations in the backward pass to save memory."""
 

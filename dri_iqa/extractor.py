@@ -15,25 +15,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from dri_iqa.bundle import (
+from dri_iqa.bundle import EXTRACTOR_KIND
+from dri_iqa.bundle_files import (
     CONFIG_FILE,
-    EXTRACTOR_KIND,
     FORMAT_VERSION,
-    TENSOR_FILE,
     BundleError,
-    _check_config_digest,
-    _check_tensors,
-    _read,
-    _seal,
-    _sha256,
-    _Tensors,
-    _versions,
+    TensorFile,
+    check_config_digest,
+    check_tensors,
+    pack,
     read_config_file,
+    read_tensors,
     resolve_uri,
+    seal,
+    versions,
 )
 from dri_iqa.config import ConfigError, DREConfig, StrictConfig, from_dict, to_dict
 from dri_iqa.models.dre import DRE
@@ -59,7 +57,7 @@ class _File(StrictConfig):
     format_version: int
     kind: Literal["extractor"]
     extractor: ExtractorConfig
-    tensors: _Tensors
+    tensors: TensorFile
     sha256: str
     versions: dict[str, str] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
@@ -99,20 +97,16 @@ def save_extractor(
         BundleError: a non-finite weight, meta that is not JSON, or a folder that holds something
             else.
     """
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise BundleError(f"tensor {name} holds non-finite values: not saved")
-    data = safetensors.torch.save(tensors)
+    data, file = pack(state)
     head = {
         "format_version": FORMAT_VERSION,
         "kind": EXTRACTOR_KIND,
         "extractor": to_dict(config),
-        "tensors": {"file": TENSOR_FILE, "count": len(tensors), "sha256": _sha256(data)},
-        "versions": _versions(),
+        "tensors": to_dict(file),
+        "versions": versions(),
         "meta": meta,
     }
-    return _seal(directory, head, data)
+    return seal(directory, head, data)
 
 
 def load_extractor(
@@ -139,21 +133,15 @@ def load_extractor(
         file = from_dict(_File, values)
     except ConfigError as error:
         raise BundleError(f"{uri}: {CONFIG_FILE}: {error}") from None
-    _check_config_digest(uri, values)
-    data = _read(uri, file.tensors.file)
-    if _sha256(data) != file.tensors.sha256:
-        raise BundleError(
-            f"{uri}: {file.tensors.file} is not the file that was written (SHA-256 differs)\n"
-            "copy the extractor again from where it was made"
-        )
-    state = safetensors.torch.load(data)
+    check_config_digest(uri, values)
+    state = read_tensors(uri, file.tensors)
     model = DRE(file.extractor.dre)
     query = {
         name.removeprefix(_QUERY): tensor
         for name, tensor in state.items()
         if name.startswith(_QUERY)
     }
-    _check_tensors(uri, query, model.state_dict())
+    check_tensors(uri, query, model.state_dict())
     model.load_state_dict(query)
     return Extractor(
         config=file.extractor,

@@ -32,12 +32,15 @@ from dri_iqa.crops import crop_positions, parse_crops
 from dri_iqa.images import ImageError, content_digest, decode, resize, resize_short_side
 
 __all__ = [
+    "Picture",
     "Scored",
     "Scorer",
     "ScoringModel",
     "crop_positions",
     "load_model",
     "parse_crops",
+    "place_crops",
+    "read_pixels",
     "score_images",
 ]
 
@@ -339,11 +342,7 @@ def _name(item: Picture, index: int) -> str:
 
 def _load(item: Picture, crop: int, crops: str | int, exif_transpose: bool) -> _Loaded:
     try:
-        image_HWC = _pixels(item, exif_transpose)
-        digest = content_digest(image_HWC)
-        image_HWC = resize_short_side(image_HWC, crop)
-        height, width = image_HWC.shape[:2]
-        return image_HWC, crop_positions(width, height, crop, crops, digest)
+        return place_crops(read_pixels(item, exif_transpose), crop, crops)
     except ImageError as error:
         return str(error)
     except OSError as error:
@@ -352,7 +351,32 @@ def _load(item: Picture, crop: int, crops: str | int, exif_transpose: bool) -> _
         return str(error).splitlines()[0]
 
 
-def _pixels(item: Picture, exif_transpose: bool) -> np.ndarray:
+def place_crops(
+    image_HWC: np.ndarray, crop: int, crops: str | int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture as it is scored (enlarged where it is smaller than a crop), and where its crops lie.
+
+    Returns:
+        uint8 pixels, and (K, 2): x of the left column and y of the top row of each crop.
+
+    Raises:
+        ImageError: too narrow, or too large to cover.
+        ValueError: an unknown policy.
+    """
+    digest = content_digest(image_HWC)
+    image_HWC = resize_short_side(image_HWC, crop)
+    height, width = image_HWC.shape[:2]
+    return image_HWC, crop_positions(width, height, crop, crops, digest)
+
+
+def read_pixels(item: Picture, exif_transpose: bool) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a path or URI, encoded bytes, or an array, which is returned as it is.
+
+    Raises:
+        ImageError: not a usable picture, with the reason.
+        OSError: a file that cannot be read.
+        storage.StorageError: likewise on an object store.
+    """
     if isinstance(item, np.ndarray):
         if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or not item.size:
             got = f"{item.dtype} {item.shape}"

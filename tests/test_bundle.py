@@ -18,7 +18,6 @@ import safetensors.torch
 import torch
 
 import dri_iqa
-from dri_iqa import bundle as bundle_module
 from dri_iqa import load_model, storage
 from dri_iqa.bundle import BundleError, ScoreScale, ScoringPolicy, load_bundle, save_bundle
 from dri_iqa.config import ConfigError, to_dict
@@ -94,8 +93,8 @@ def test_only_json_and_safetensors_and_equal_input_gives_equal_bytes(
 
 
 def test_wrong_format_version(folder: Path) -> None:
-    edit(folder, lambda values: values.update(format_version=2), reseal=True)
-    with pytest.raises(BundleError, match="format version 2, expected 1"):
+    edit(folder, lambda values: values.update(format_version=3), reseal=True)
+    with pytest.raises(BundleError, match="format version 3, expected 1 or 2"):
         load_bundle(folder)
 
 
@@ -268,7 +267,7 @@ def test_other_schemes_go_to_what_is_registered_for_them(
         def load() -> Any:
             return fetch
 
-    monkeypatch.setattr(bundle_module.metadata, "entry_points", lambda group: [Entry])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry])
     assert load_bundle("zoo:/dri-iqa@champion").meta == META
     assert asked == ["zoo:/dri-iqa@champion"]
     with pytest.raises(BundleError) as caught:

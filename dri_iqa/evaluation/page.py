@@ -79,6 +79,27 @@ footer { margin-top: 2rem; color: var(--soft); font-size: .86rem; }
 """
 
 
+def document(title: str, summary: str, body: str, *, style: str = "") -> str:
+    """A whole page; its content policy forbids scripts and everything that is not in it.
+
+    Args:
+        title: plain text.
+        summary: plain text under it.
+        body: HTML.
+        style: CSS besides `STYLE`.
+    """
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{text(title)}</title><style>{STYLE}{style}</style></head><body><main>"
+        f"<header><h1>{text(title)}</h1><p>{text(summary)}</p></header>{body}"
+        "<footer>Made by dri-iqa. This page is complete in itself.</footer>"
+        "</main></body></html>\n"
+    )
+
+
 def text(value: Any) -> str:
     """Plain text as HTML."""
     return html.escape(str(value), quote=True)
@@ -197,10 +218,10 @@ def size_attributes(path: str | Path) -> str:
     return f'width="{width}"' + (' class="wide"' if width > 680 else "")
 
 
-def inline_image(image_HWC: np.ndarray) -> str:
-    """A uint8 picture as the data URI of a small JPEG."""
+def inline_image(image_HWC: np.ndarray, side: int = THUMBNAIL) -> str:
+    """A uint8 picture as the data URI of a JPEG, shrunk where it is larger than `side`."""
     image = Image.fromarray(image_HWC)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -16,18 +16,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dri_iqa.config import DegradeConfig
 from dri_iqa.degradations import GROUPS, OPERATORS, Recipe, Step, apply_recipe
 from dri_iqa.models.dre import lower, upper
 from dri_iqa.models.dri_iqa import evaluating
+from dri_iqa.probe import DegradationProbe, LinearProbe, ProbeFacts
 from dri_iqa.seeds import Purpose, generator
 from dri_iqa.stages.base import to_float
 
 TYPES = tuple(name for names in GROUPS.values() for name in names)
 """The single operators that a probe tells apart, in the order of their classes."""
+
+CLEAN = "none"
+"""The class after them where clean views are asked for: nothing was done to the picture."""
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Of which a bundle's probe takes the one whose probabilities fit best."""
 
 HALVES = {"up": upper, "low": lower}
 """Which half of the extractor's last map: degradation, quality."""
@@ -40,9 +46,9 @@ class Views:
     crops_NCHW: Tensor
     """uint8."""
     type_N: Tensor
-    """Index into `TYPES`."""
+    """Index into `TYPES`; one more for clean views."""
     level_N: Tensor
-    """0..4 for levels 1..5."""
+    """0..4 for levels 1..5; -1 for clean views."""
     image_N: Tensor
     """Number of the image, as it came."""
 
@@ -53,6 +59,7 @@ def make_views(
     seed: int,
     crop: int,
     config: DegradeConfig | None = None,
+    clean: bool = False,
 ) -> Views:
     """Every image once under each type, at a level drawn uniformly; the same place of an image
     under all types.
@@ -62,6 +69,7 @@ def make_views(
         seed: of the run.
         crop: side of the crops in pixels.
         config: `region`, `levels` and `speckle` are used.
+        clean: show each of them as it is, too.
     """
     config = config or DegradeConfig()
     crops, labels = [], []
@@ -75,6 +83,9 @@ def make_views(
             view_HWC = apply_recipe(region_HWC, Recipe((Step(name, level, sign),)), rng, config)
             crops.append(view_HWC[top : top + crop, left : left + crop].transpose(2, 0, 1))
             labels.append((kind, level - 1, number))
+        if clean:
+            crops.append(region_HWC[top : top + crop, left : left + crop].transpose(2, 0, 1))
+            labels.append((len(TYPES), -1, number))
     types_N, levels_N, images_N = torch.tensor(labels, dtype=torch.int64).T
     return Views(
         crops_NCHW=torch.from_numpy(np.stack(crops)),
@@ -98,7 +109,10 @@ def _place(
 
 
 def half_features(
-    encoder: nn.Module, crops_NCHW: Tensor, batch: int = 256, device: str | torch.device = "cpu"
+    encoder: nn.Module,
+    crops_NCHW: Tensor,
+    batch: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
     """Pooled halves of the last map, before any head: {"up", "low"}, each (N, F) float32 on the
     CPU.
@@ -106,9 +120,11 @@ def half_features(
     Args:
         encoder: gives the five maps of float images, e.g. `DREEncoder`.
         crops_NCHW: uint8.
-        batch: views per pass.
+        batch: views per pass; None takes as many as hold a million pixels, so that memory does not
+            grow with the crop.
         device: of the encoder.
     """
+    batch = batch or max(1, 2**20 // crops_NCHW[0, 0].numel())
     parts: dict[str, list[Tensor]] = {half: [] for half in HALVES}
     with evaluating(encoder), torch.no_grad():
         for chunk in crops_NCHW.split(batch):
@@ -125,47 +141,6 @@ def pixel_statistics(crops_NCHW: Tensor) -> Tensor:
     x_NCHW = to_float(crops_NCHW)
     gradients = [x_NCHW.diff(dim=axis).abs().mean((2, 3)) for axis in (2, 3)]
     return torch.cat((x_NCHW.mean((2, 3)), x_NCHW.std((2, 3)), *gradients), dim=1)
-
-
-class LinearProbe:
-    """Multinomial logistic regression on standardised features, fitted to convergence in float64.
-
-    Args:
-        features_NF: of the training views.
-        label_N: classes 0..K-1.
-        penalty: weight of the squared weights, relative to the mean cross-entropy.
-    """
-
-    def __init__(self, features_NF: Tensor, label_N: Tensor, penalty: float = 1e-3) -> None:
-        features_NF = features_NF.double()
-        self.mean_F = features_NF.mean(0)
-        self.scale_F = features_NF.std(0).clamp(min=1e-8)
-        x_NF = (features_NF - self.mean_F) / self.scale_F
-        classes = int(label_N.max()) + 1
-        self.weight_KF = torch.zeros(classes, x_NF.shape[1], dtype=torch.float64)
-        self.bias_K = torch.zeros(classes, dtype=torch.float64)
-        parameters = [self.weight_KF.requires_grad_(), self.bias_K.requires_grad_()]
-        optimiser = torch.optim.LBFGS(parameters, max_iter=300, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            loss = F.cross_entropy(x_NF @ self.weight_KF.T + self.bias_K, label_N)
-            loss = loss + 0.5 * penalty * self.weight_KF.square().sum()
-            loss.backward()
-            return loss
-
-        optimiser.step(closure)
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-
-    def predict(self, features_NF: Tensor) -> Tensor:
-        """The likeliest class of every row, (N,)."""
-        x_NF = (features_NF.double() - self.mean_F) / self.scale_F
-        return (x_NF @ self.weight_KF.T + self.bias_K).argmax(1)
-
-    def error(self, features_NF: Tensor, label_N: Tensor) -> float:
-        """Share of rows that are classified wrongly."""
-        return float((self.predict(features_NF) != label_N).double().mean())
 
 
 def probe_errors(
@@ -187,9 +162,56 @@ def probe_errors(
     errors = {}
     for name in ("type", "level"):
         labels = getattr(fit, f"{name}_N"), getattr(test, f"{name}_N")
-        errors[name] = LinearProbe(fit_features_NF, labels[0]).error(test_features_NF, labels[1])
+        errors[name] = LinearProbe.fit(fit_features_NF, labels[0]).error(
+            test_features_NF, labels[1]
+        )
     content_N = torch.unique(test.image_N, return_inverse=True)[1]
     even_N = test.type_N % 2 == 0
-    content = LinearProbe(test_features_NF[even_N], content_N[even_N])
+    content = LinearProbe.fit(test_features_NF[even_N], content_N[even_N])
     errors["content"] = content.error(test_features_NF[~even_N], content_N[~even_N])
     return errors
+
+
+def fit_degradation_probe(
+    encoder: nn.Module,
+    fit: Views,
+    test: Views,
+    *,
+    unseen: bool,
+    device: str | torch.device = "cpu",
+) -> DegradationProbe:
+    """The probe of the degradation type that goes into a bundle, with its accuracy.
+
+    Its penalty is the one that makes the likeliest probabilities on photographs that were left
+    out: a probe that is as sure as it is right, which the most accurate one need not be.
+
+    Args:
+        encoder: of the finished model.
+        fit: views of the photographs that it is fitted on, clean ones included.
+        test: likewise of others, for the accuracy.
+        unseen: whether the extractor never trained on these others.
+        device: of the encoder.
+    """
+    known_NF = half_features(encoder, fit.crops_NCHW, device=device)["up"]
+    asked_NF = half_features(encoder, test.crops_NCHW, device=device)["up"]
+    linear = LinearProbe.fit(known_NF, fit.type_N, _best_penalty(fit, known_NF))
+    facts = ProbeFacts(
+        kinds=(*TYPES, CLEAN),
+        accuracy=linear.accuracy(asked_NF, test.type_N),
+        fitted_on=len(fit.image_N.unique()),
+        tested_on=len(test.image_N.unique()),
+        unseen=unseen,
+    )
+    return DegradationProbe(facts=facts, linear=linear)
+
+
+def _best_penalty(views: Views, features_NF: Tensor) -> float:
+    """By the log loss on one half of the images, fitted on the other."""
+    image_N = torch.unique(views.image_N, return_inverse=True)[1]
+    known_N = image_N < (int(image_N.max()) + 1) // 2
+
+    def loss(penalty: float) -> float:
+        probe = LinearProbe.fit(features_NF[known_N], views.type_N[known_N], penalty)
+        return probe.log_loss(features_NF[~known_N], views.type_N[~known_N])
+
+    return min(PENALTIES, key=loss)

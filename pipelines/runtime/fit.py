@@ -236,7 +236,7 @@ def _train(settings: dict[str, Any], host: Host) -> None:
         training.key = settings["key"]
     before = storage.join(settings["target"], "untrained")
     if settings["untrained"] and host.rank == 0 and not storage.exists(before):
-        export(training.stage, spec, before, describe)
+        export(training.stage, spec, before, describe, probe=False)
         training.journal.post(run=training.key, parts=parts_table(spec, describe))
     history = train(training, host)
     if storage.retries():

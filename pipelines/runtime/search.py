@@ -136,6 +136,7 @@ def known_trials(output: str, name: str) -> list[dict[str, float]]:
 def trial_config(config: JobConfig, changes: dict[str, float]) -> JobConfig:
     """The job's configuration with a trial's values and a trial's budget: the final training in miniature."""
     budget = _shortened(config.stage2.optim, "stage2", config.search.epochs)
+    budget["stage2.probe_images"] = 0  # nobody asks a trial's bundle to explain itself
     if config.search.stage1_epochs is not None:
         budget |= _shortened(config.stage1.optim, "stage1", config.search.stage1_epochs)
     if config.search.max_images is not None:

@@ -37,7 +37,7 @@ from dri_iqa.stages.base import Stage, to_float
 from dri_iqa.stages.selection import BestWeights
 from pipelines.runtime.fit import Inputs, Result, RunSpec
 from pipelines.runtime.loop import Training
-from pipelines.runtime.probing import Probe, clean_parts, image_names
+from pipelines.runtime.probing import Probe, clean_parts, degradation_probe, image_names
 from pipelines.runtime.streams import stream
 
 RESTORED = 64
@@ -162,8 +162,11 @@ def setup_train(
 SETUPS: dict[str, Setup] = {"pretrain": setup_pretrain, "train": setup_train}
 
 
-def export(stage: Stage, spec: RunSpec, target: str, describe: Describe) -> Result:
-    """Write what a finished run leaves: stage 1 its whole state, stage 2 a bundle that scores pictures.
+def export(
+    stage: Stage, spec: RunSpec, target: str, describe: Describe, *, probe: bool = True
+) -> Result:
+    """Write what a finished run leaves: stage 1 its whole state, stage 2 a bundle that scores pictures and, with
+    `probe`, explains what its extractor sees.
 
     Returns:
         `uri` and `sha256` of what was written.
@@ -185,6 +188,7 @@ def export(stage: Stage, spec: RunSpec, target: str, describe: Describe) -> Resu
             model_config=stage.model_config,  # a variant's, where that differs from the configured one
             score=from_dict(ScoreScale, describe["scale"]),
             meta=meta,
+            probe=degradation_probe(stage, spec) if probe else None,
         )
         return {"uri": uri, "sha256": digest}
     uri = storage.join(target, "extractor")

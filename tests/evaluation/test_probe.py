@@ -16,7 +16,6 @@ from dri_iqa.degradations import Recipe, Step, apply_recipe
 from dri_iqa.evaluation.halves import embed, halves_figure
 from dri_iqa.evaluation.probe import (
     TYPES,
-    LinearProbe,
     Views,
     half_features,
     make_views,
@@ -24,6 +23,7 @@ from dri_iqa.evaluation.probe import (
     probe_errors,
 )
 from dri_iqa.models.dre import DREEncoder
+from dri_iqa.probe import LinearProbe
 from dri_iqa.seeds import Purpose, generator
 
 K = len(TYPES)
@@ -94,7 +94,7 @@ def test_a_linear_probe_is_at_the_optimum_of_its_penalised_loss() -> None:
     rng = torch.Generator().manual_seed(0)
     label_N = torch.randint(0, 3, (200,), generator=rng)
     x_NF = torch.randn(200, 4, generator=rng) + label_N[:, None]
-    probe = LinearProbe(x_NF, label_N, penalty=1e-2)
+    probe = LinearProbe.fit(x_NF, label_N, penalty=1e-2)
     scaled_NF = (x_NF.double() - x_NF.double().mean(0)) / x_NF.double().std(0)
     weight = probe.weight_KF.clone().requires_grad_()
     bias = probe.bias_K.clone().requires_grad_()

@@ -24,6 +24,7 @@ BRIEF = (
     "stage1.probe.images=9",
     "stage2.optim.epochs=3",
     "stage2.val_crops=1",
+    "stage2.probe_images=9",
     "evaluate.crops=5",
     "evaluate.bootstrap=50",
 )

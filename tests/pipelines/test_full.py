@@ -11,13 +11,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from mlflow import MlflowClient
 
 from dri_iqa.bundle import load_bundle
+from dri_iqa.config import Stage1Config, from_dict
+from dri_iqa.data.batches import Source
 from dri_iqa.data.manifest import Manifest, ShardReader
 from dri_iqa.data.splits import PARTS, load_splits
+from dri_iqa.evaluation.probe import half_features
+from pipelines.runtime.probing import clean_parts, clean_views
 from tests.browser import Browser
 from tests.pipelines import jobs
 
@@ -182,6 +187,28 @@ def test_the_report_opens_in_a_browser_without_a_network(
     drawn = {image["alt"] for image in look.images}
     assert drawn >= {*SECTIONS[3:13]} - {"Worst images"}
     assert len(look.images) - len(drawn & {*SECTIONS}) == 8, "the worst images, as pictures"
+
+
+def test_the_bundle_names_degradations_as_often_rightly_as_it_says(finished) -> None:
+    """Views of the clean photographs that tested the probe, and the finished extractor as it was stored."""
+    bundle = load_bundle(finished.summary["bundle"])
+    assert bundle.probe is not None
+    facts = bundle.probe.facts
+    assert (facts.fitted_on, facts.tested_on, facts.unseen) == (6, 3, False)
+    inputs = json.loads(next(finished.output.glob("jobs/*/steps/ingest.json")).read_text())
+    inputs = inputs["result"]["inputs"]
+    source = Source(uri=inputs["clean_uri"], digest=inputs["clean_digest"])
+    stage1 = from_dict(Stage1Config, bundle.meta["config"]["stage1"])
+    parts = clean_parts(source, stage1, seed=0)  # stage 1's probes use nine images here, too
+    views = clean_views(source, parts.test, stage1, crop=bundle.config.crop, seed=0, clean=True)
+    features = half_features(cast(Any, bundle.model).dre, views.crops_NCHW)["up"]
+    found = bundle.probe.probabilities(features).argmax(1)
+    assert facts.accuracy == pytest.approx(float((found == views.type_N).double().mean()), abs=0.02)
+    others = [
+        path for path in finished.output.glob("models/train-*/**/bundle") if str(path) != bundle.uri
+    ]
+    assert any(path.parent.name == "untrained" for path in others)
+    assert all(load_bundle(path).probe is None for path in others), "nor have the trials'"
 
 
 def test_no_file_of_the_registered_model_is_a_pickle(finished) -> None:

@@ -1,0 +1,100 @@
+"""What `dri-iqa score` puts out: a row for each picture, as a table, CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from dri_iqa.terminal import console
+
+if TYPE_CHECKING:
+    from dri_iqa.scoring import Scorer
+
+
+class Format(StrEnum):
+    """Output formats of `score`."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def format_of(out: str | None) -> Format:
+    """By the ending of a file's name; a table where it says nothing."""
+    ending = Path(out).suffix.lower().removeprefix(".") if out else "table"
+    return Format(ending) if ending in {form.value for form in Format} else Format.table
+
+
+def write_rows(rows: list[dict[str, Any]], form: Format, out: str | None) -> None:
+    """To a file or URI, whole or not at all, else to stdout."""
+    if form is Format.table and out is None and sys.stdout.isatty():
+        console().print(_score_table(rows))
+        return
+    data = _encode(rows, form)
+    if out is None:
+        sys.stdout.write(data.decode())
+        sys.stdout.flush()
+        return
+    from dri_iqa import storage
+
+    storage.write_bytes(out, data)
+
+
+def _encode(rows: list[dict[str, Any]], form: Format) -> bytes:
+    import pandas as pd
+
+    if form is Format.table:  # aligned, never cut: for pipes and files
+        width = max((len(row["image"]) for row in rows), default=0)
+        return "".join(f"{row['image']:<{width}}  {_result(row)}\n" for row in rows).encode()
+    if form is Format.json:
+        plain = [
+            {key: None if value != value else value for key, value in row.items()} for row in rows
+        ]
+        return (json.dumps(plain, indent=1) + "\n").encode()
+    table = pd.DataFrame(rows, columns=["image", "score", "std", "error", "model"])
+    if form is Format.csv:
+        return table.to_csv(index=False).encode()
+    buffer = io.BytesIO()
+    # An error column without errors would otherwise get a type of its own.
+    table.astype({"error": "string"}).to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _result(row: dict[str, Any]) -> str:
+    if row["error"] is not None:
+        return f"error: {row['error']}"
+    return f"{row['score']:.4f} ± {row['std']:.4f}"
+
+
+def _score_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("image")
+    table.add_column("score", justify="right")
+    table.add_column("± over crops", justify="right")
+    if any(row["error"] is not None for row in rows):
+        table.add_column("error", style="red")
+    for row in rows:
+        good = row["error"] is None
+        cells = [f"{row['score']:.4f}", f"{row['std']:.4f}"] if good else ["", ""]
+        table.add_row(row["image"], *cells, row["error"])
+    return table
+
+
+def caption(scorer: Scorer, count: int, failed: int, crops: str | None, out: str | None) -> str:
+    """How many, on which scale, by which model."""
+    scale = scorer.bundle.score
+    direction = "higher" if scale.higher_is_better else "lower"
+    parts = [
+        f"{count} picture{'' if count == 1 else 's'}" + (f", {failed} failed" if failed else ""),
+        f"{scale.name} ({scale.kind} scores, {scale.lo:.4g} to {scale.hi:.4g}, {direction} is "
+        "better)",
+        f"crops {crops or scorer.bundle.scoring.crops}",
+        f"model {scorer.bundle.digest[:12]}",
+    ]
+    return " · ".join([*parts, *([f"written to {out}"] if out else [])])
