@@ -206,7 +206,7 @@ def predictions(
     uri = predictions_uri(job, grid, cell, name, policy, trained)
     if storage.exists(uri):
         text = io.BytesIO(storage.read_bytes(uri))
-        names = dict.fromkeys(("name", "group", "type", "subset"), "str")  # some sets number them
+        names: Any = dict.fromkeys(("name", "group", "type", "subset"), "str")  # some are numbers
         frame = pd.read_csv(text, index_col="image_id", dtype=names, float_precision="round_trip")
         return frame, manifest
     table = manifest.images().to_pandas().set_index("image_id")
