@@ -59,7 +59,7 @@ class Job:
     @contextlib.contextmanager
     def connect(self) -> Iterator[None]:
         """Tracking, Ray, the plan and the journal, for the duration of the block."""
-        from pipelines.runtime.cluster import connect, plan_resources, quiet_libraries
+        from pipelines.runtime.cluster import quiet_libraries
         from pipelines.runtime.journal import Journal
         from pipelines.runtime.tracking import Tracker, check_server
 
@@ -69,11 +69,8 @@ class Job:
             # A new registry and a new cluster take seconds each, and mostly wait.
             beside = stack.enter_context(ThreadPoolExecutor(1))
             opened = beside.submit(Tracker, self.config.tracking, self.output)
-            totals = stack.enter_context(connect(self.config.cluster, verbose=self.config.verbose))
+            stack.enter_context(self.attach())
             self.tracker = opened.result()
-            search = self.config.search
-            trials = min(search.trials, search.concurrent or search.trials)
-            self.plan = plan_resources(self.config.cluster, totals, trials)
             self.console.say(f"cluster   {self.plan}")
             self.console.say(f"tracking  {self.tracker.uri}")
             self.journal = Journal(f"journal-{self.name}")
@@ -89,6 +86,17 @@ class Job:
                     yield
             finally:
                 self.journal.close()
+
+    @contextlib.contextmanager
+    def attach(self, *, table: bool = False) -> Iterator[None]:
+        """Ray and the plan, once the preflight has found nothing amiss; `table` shows all that it found."""
+        from pipelines.runtime.cluster import connect, quiet_libraries
+        from pipelines.runtime.preflight import preflight
+
+        quiet_libraries(self.config.verbose)
+        with connect(self.config.cluster, verbose=self.config.verbose) as totals:
+            self.plan = preflight(self.config, self.directory, totals, self.console, table=table)
+            yield
 
     def step(
         self, name: str, title: str, work: Callable[[], Result], identity: Any = None
@@ -228,6 +236,7 @@ def _mendable(error: BaseException | None) -> BaseException | None:
     from dri_iqa.bundle import BundleError
     from dri_iqa.data.records import DataError
     from pipelines.runtime.cluster import ClusterError
+    from pipelines.runtime.preflight import PreflightError
     from pipelines.runtime.snapshots import TrainingError
     from pipelines.runtime.tracking import TrackingError
 
@@ -237,6 +246,7 @@ def _mendable(error: BaseException | None) -> BaseException | None:
         BundleError,
         storage.StorageError,
         ClusterError,
+        PreflightError,
         TrackingError,
         TrainingError,
     )
