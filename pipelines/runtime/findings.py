@@ -116,13 +116,21 @@ def _clocks(answers: dict[str, Report]) -> Finding:
 
 
 def _disk(answers: dict[str, Report]) -> Finding:
-    disks = [(disk, name) for name, answer in answers.items() for disk in answer["disks"]]
-    disk, name = min(disks, key=lambda pair: pair[0]["free"])
-    used = 1 - disk["free"] / disk["total"]
-    found = f"{disk['free'] / 1e9:.1f} GB free, {used:.0%} used"
-    if disk["free"] >= FREE_BYTES and used < FULL:
+    def used(disk: dict[str, int]) -> float:
+        return 1 - disk["free"] / disk["total"]
+
+    def order(pair: tuple[dict[str, int], str]) -> tuple[bool, bool, int]:
+        free = pair[0]["free"]
+        return free >= FREE_BYTES, used(pair[0]) < FULL, free
+
+    worst = min(
+        ((disk, name) for name, answer in answers.items() for disk in answer["disks"]), key=order
+    )
+    enough, roomy, free = order(worst)
+    found = f"{free / 1e9:.1f} GB free, {used(worst[0]):.0%} used"
+    if enough and roomy:
         return _fine("disk", answers, f"at least {found}")
-    return _failed("disk", {name: disk}, found, _state(disk["free"] < FREE_BYTES))
+    return _failed("disk", {worst[1]: worst[0]}, found, _state(not enough))
 
 
 def _shared_memory(answers: dict[str, Report]) -> Finding:

@@ -203,11 +203,15 @@ def resolve_output(output: str) -> str:
 
 
 def git_commit() -> str:
-    """The commit of the running code, or `unknown` outside a checkout."""
+    """The commit of the running code: of its checkout, or the one its image was built from; else `unknown`."""
     root = Path(__file__).resolve().parents[2]
-    answer = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    if (stated := root / ".commit").is_file():
+        return stated.read_text().strip()
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # images do without git
+        return "unknown"
     return answer.stdout.strip() if answer.returncode == 0 else "unknown"
 
 
