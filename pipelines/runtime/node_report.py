@@ -47,6 +47,7 @@ def report(questions: Questions, node: str, scratch: str, state_api: bool) -> Re
         scratch: folder on the disk that Ray spills to.
         state_api: whether this node asks the State API.
     """
+    before = storage.retries()
     answer: Report = {"versions": versions(), "store": _store(questions, node)}
     if questions.mlflow:
         answer["MLflow"] = unreachable(questions.mlflow)
@@ -57,9 +58,9 @@ def report(questions: Questions, node: str, scratch: str, state_api: bool) -> Re
     answer["shared_memory"] = _space(SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else scratch)
     answer["weights"] = _missing(questions.weights)
     answer["data"] = _missing(questions.data)
-    answer["clock"] = (
-        time.time()
-    )  # last: it is compared with the moment at which the answer arrives
+    answer["retries"] = storage.retries() - before
+    # Last, because it is compared with the moment at which the answer arrives.
+    answer["clock"] = time.time()
     return answer
 
 

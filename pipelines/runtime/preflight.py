@@ -130,6 +130,7 @@ def _ask(questions: Questions) -> tuple[dict[str, Report], dict[str, str]]:
             except RayError as error:
                 silent[name] = f"cannot run a task: {str(error).strip().splitlines()[-1]}"
                 continue
+            storage.add_retries(found["retries"])
             found["ahead"] = found["clock"] - arrived
             found["store_bytes"] = nodes[name]["Resources"].get("object_store_memory", 0)
             answers[name] = found
