@@ -17,7 +17,7 @@ ARGS ?=
 .PHONY: help env run browser test test-gpu lint types bench bench-data submit clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 env: $(READY)  ## create .venv with the tested versions
 
@@ -68,7 +68,10 @@ bench-data: $(READY)  ## Ray Data against a DataLoader, memory, ingest; one JSON
 	$(BIN)/python benchmarks/data.py $(ARGS)
 
 submit: $(READY)  ## submit the main job to the running cluster that RAY_ADDRESS names
+	$(BIN)/python -m pipelines.runtime.package
 	$(BIN)/ray job submit --working-dir . -- python pipelines/full.py $(ARGS)
 
 clean:  ## remove the environment and caches; runs/ (data, models, registry) is kept
-	rm -rf $(VENV) $(S3) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(S3) $(AUDIT) build dist *.egg-info .pytest_cache .ruff_cache
+
+include infra/infra.mk

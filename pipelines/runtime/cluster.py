@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from pipelines.runtime.config import ClusterConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "dri-iqa"
+LOOPBACK = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+"""Set to 0, a Ray is for this machine only (the name speaks of two systems on which that is the default)."""
 TRIAL_CPUS = (
     0.01  # a Tune trial only waits for its training run; an empty request is refused by Tune
 )
@@ -177,10 +180,11 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
             "RAY_ADDRESS": f"127.0.0.1:{port}",
             # Nobody takes this machine away with notice; the watcher is one more process per training run.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            LOOPBACK: "0",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         # Inherited instead of a runtime environment: processes that Ray has ready can then be used for anything.
-        with _set(environment):
+        with _set(environment), _loopback():
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus or os.cpu_count(),
@@ -207,6 +211,20 @@ def _set(variables: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Inside, a Ray that is started listens on the loopback interface alone, as it always does on a Mac.
+
+    Its processes read LOOPBACK from the environment; here that was read when Ray was imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _object_store_bytes(config: ClusterConfig) -> int:

@@ -117,6 +117,8 @@ class ClusterConfig(StrictConfig):
     """Amount of the custom resource `degrade` per such task, to pin them to nodes that offer it."""
     threads: int | None = None
     """torch threads per training worker; None gives half of the cores to the workers, half to the chains."""
+    wait_s: float = 0.0
+    """Seconds to wait for nodes that the cluster's autoscaler has yet to bring; 0 takes the cluster as it is."""
     max_failures: int = 3
     """Restarts of a training run after a lost worker."""
 

@@ -59,7 +59,7 @@ class Job:
     @contextlib.contextmanager
     def connect(self) -> Iterator[None]:
         """Tracking, Ray, the plan and the journal, for the duration of the block."""
-        from pipelines.runtime.cluster import connect, plan_resources, quiet_libraries
+        from pipelines.runtime.cluster import quiet_libraries
         from pipelines.runtime.journal import Journal
         from pipelines.runtime.tracking import Tracker, check_server
 
@@ -69,9 +69,8 @@ class Job:
             # A new registry and a new cluster take seconds each, and mostly wait.
             beside = stack.enter_context(ThreadPoolExecutor(1))
             opened = beside.submit(Tracker, self.config.tracking, self.output)
-            totals = stack.enter_context(connect(self.config.cluster, verbose=self.config.verbose))
+            stack.enter_context(self.attach())
             self.tracker = opened.result()
-            self.plan = plan_resources(self.config.cluster, totals, _trainings(self.config))
             self.console.say(f"cluster   {self.plan}")
             self.console.say(f"tracking  {self.tracker.uri}")
             self.journal = Journal(f"journal-{self.name}")
@@ -87,6 +86,17 @@ class Job:
                     yield
             finally:
                 self.journal.close()
+
+    @contextlib.contextmanager
+    def attach(self, *, table: bool = False) -> Iterator[None]:
+        """Ray and the plan, once the preflight has found nothing amiss; `table` shows all that it found."""
+        from pipelines.runtime.cluster import connect, quiet_libraries
+        from pipelines.runtime.preflight import preflight
+
+        quiet_libraries(self.config.verbose)
+        with connect(self.config.cluster, verbose=self.config.verbose) as totals:
+            self.plan = preflight(self.config, self.directory, totals, self.console, table=table)
+            yield
 
     def step(
         self, name: str, title: str, work: Callable[[], Result], identity: Any = None
@@ -195,11 +205,15 @@ def resolve_output(output: str) -> str:
 
 
 def git_commit() -> str:
-    """The commit of the running code, or `unknown` outside a checkout."""
+    """The commit of the running code: of its checkout, or the one its image was built from; else `unknown`."""
     root = Path(__file__).resolve().parents[2]
-    answer = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    if (stated := root / ".commit").is_file():
+        return stated.read_text().strip()
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # images do without git
+        return "unknown"
     return answer.stdout.strip() if answer.returncode == 0 else "unknown"
 
 
@@ -210,14 +224,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
-
-
-def _trainings(config: JobConfig) -> int:
-    """How many trainings the job may have at the same time."""
-    if config.job == "evaluate":
-        protocol = config.protocol
-        return protocol.splits * len(protocol.seeds) * len(protocol.variants)
-    return min(config.search.trials, config.search.concurrent or config.search.trials)
 
 
 def _identity(config: JobConfig) -> dict[str, Any]:
@@ -236,6 +242,7 @@ def mendable(error: BaseException | None) -> BaseException | None:
     from dri_iqa.bundle import BundleError
     from dri_iqa.data.records import DataError
     from pipelines.runtime.cluster import ClusterError
+    from pipelines.runtime.preflight import PreflightError
     from pipelines.runtime.snapshots import TrainingError
     from pipelines.runtime.tracking import TrackingError
 
@@ -245,6 +252,7 @@ def mendable(error: BaseException | None) -> BaseException | None:
         BundleError,
         storage.StorageError,
         ClusterError,
+        PreflightError,
         TrackingError,
         TrainingError,
     )

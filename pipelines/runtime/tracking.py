@@ -14,10 +14,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dri_iqa import storage
-from pipelines.runtime.config import TrackingConfig
+
+if TYPE_CHECKING:  # a node's report asks the server and does without the configuration's libraries
+    from pipelines.runtime.config import TrackingConfig
 
 KEY_TAG = "dri_iqa.key"
 PICTURES = "probe"
@@ -201,14 +203,17 @@ def check_server(config: TrackingConfig) -> None:
     if config.kind != "server":
         return
     uri = tracking_uri(config, "")
+    if reason := unreachable(uri):
+        raise TrackingError(
+            f"no MLflow server answers at {uri}: {reason}\n"
+            "start one with `mlflow server --host 127.0.0.1 --port 5000`, or use tracking=embedded"
+        )
+
+
+def unreachable(uri: str) -> str | None:
+    """Why the MLflow server at an address does not answer this machine; None where it does."""
     try:
         with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5) as answer:
-            if answer.status == 200:
-                return
-            reason = f"HTTP {answer.status}"
+            return None if answer.status == 200 else f"HTTP {answer.status}"
     except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = str(getattr(error, "reason", error))
-    raise TrackingError(
-        f"no MLflow server answers at {uri}: {reason}\n"
-        "start one with `mlflow server --host 127.0.0.1 --port 5000`, or use tracking=embedded"
-    )
+        return str(getattr(error, "reason", error))
