@@ -1,12 +1,13 @@
 """What the two halves of the extractor learn from clean photographs, without a cluster and on one core.
 
-    python benchmarks/representation.py --images FOLDER --out OUT                          # the paper's positives
-    python benchmarks/representation.py --images FOLDER --out OUT2 stage1.moco.deg_positive=cross_content
+    python benchmarks/representation.py --images FOLDER --out OUT --view 192               # the paper's positives
+    python benchmarks/representation.py --images FOLDER --out OUT2 --view 192 stage1.moco.deg_positive=cross_content
     python benchmarks/representation.py --publish same_image=OUT cross_content=OUT2        # curve, figure, table
 
 Trains stage 1 (preset `halves` unless another is given; any dotted key may follow) with the pipelines' own loop, then
-fits linear probes on the frozen halves, on those of a random extractor of the same shape, and on pixel statistics. A
-fifth of the photographs is never trained on; probes are tested on those. The same command resumes a killed run.
+fits linear probes on the frozen halves, on those of a random extractor of the same shape, and on pixel statistics, all
+of views of the same side. A fifth of the photographs is never trained on; probes are tested on those. The same command
+resumes a killed run.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", help="folder of clean photographs")
     parser.add_argument("--out", help="folder for data, checkpoints and results of one run")
+    parser.add_argument("--view", type=int, help="side in pixels of what the last probes see")
     parser.add_argument(
         "--publish", nargs="+", metavar="NAME=OUT", help="write the finished runs' curve and figure"
     )
@@ -65,12 +67,12 @@ def main() -> None:
     if given.publish:
         write_results(dict(item.split("=", 1) for item in given.publish))
     elif given.images and given.out:
-        run(given.images, Path(given.out).absolute(), given.overrides)
+        run(given.images, Path(given.out).absolute(), given.view, given.overrides)
     else:
         parser.error("give --images and --out, or --publish")
 
 
-def run(images: str, out: Path, overrides: list[str]) -> None:
+def run(images: str, out: Path, view: int | None, overrides: list[str]) -> None:
     """Ingest, train (or resume), probe; leaves `result.json` in the folder."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -94,7 +96,8 @@ def run(images: str, out: Path, overrides: list[str]) -> None:
         "cpu_seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "curve": [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()],
-        "errors": final_probes(config, manifest, stage),
+        "view": view or config.model.crop,
+        "errors": final_probes(config, manifest, stage, view or config.model.crop),
     }
     (out / "result.json").write_text(json.dumps(result, indent=1))
     for name, errors in result["errors"].items():
@@ -143,8 +146,10 @@ def pretrain(spec: RunSpec, out: Path) -> tuple[PretrainStage, float]:
     return training.stage, float(cpu_file.read_text())
 
 
-def final_probes(config: JobConfig, manifest: Manifest, stage: PretrainStage) -> dict[str, Any]:
-    """Errors by kind of features; all probes see the same views."""
+def final_probes(
+    config: JobConfig, manifest: Manifest, stage: PretrainStage, view: int
+) -> dict[str, Any]:
+    """Errors by kind of features; all probes see the same views of this side."""
     source = Source(uri=manifest.directory, digest=manifest.digest)
     reader, seed = source.open(), config.seed
     parts = clean_parts(source, config.stage1, seed)
@@ -152,19 +157,22 @@ def final_probes(config: JobConfig, manifest: Manifest, stage: PretrainStage) ->
 
     def views(ids: Any) -> Views:
         images = ((image_id, decode(reader.read(image_id)["bytes"])) for image_id in ids)
-        return make_views(images, seed=seed, crop=config.model.crop, config=config.stage1.degrade)
+        return make_views(images, seed=seed, crop=view, config=config.stage1.degrade)
 
     fit, test = views(parts.train[:FIT_IMAGES]), views(held)
     untrained = random_encoder(config, fit)
-    features = {
-        "pixel statistics": (pixel_statistics(fit.crops_NCHW), pixel_statistics(test.crops_NCHW))
-    }
+    features = {"pixel statistics": tuple(map(statistics, (fit, test)))}
     for name, encoder in (("random", untrained), ("trained", stage.query.encoder)):
         known, asked = (half_features(encoder, each.crops_NCHW) for each in (fit, test))
         features |= {f"{name} {half}": (known[half], asked[half]) for half in known}
     return {
         name: probe_errors(fit, known, test, asked) for name, (known, asked) in features.items()
     }
+
+
+def statistics(views: Views) -> torch.Tensor:
+    """Pixel statistics, part by part: large views as floats would take gigabytes."""
+    return torch.cat([pixel_statistics(part_NCHW) for part_NCHW in views.crops_NCHW.split(256)])
 
 
 def random_encoder(config: JobConfig, views: Views) -> DREEncoder:

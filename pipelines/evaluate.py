@@ -7,6 +7,7 @@ from pipelines.cost import estimate, show_cost
 from pipelines.ingest import ingest
 from pipelines.protocol import (
     Grid,
+    check_protocol,
     facts,
     failure_rows,
     make_grid,
@@ -23,6 +24,7 @@ from pipelines.runtime.snapshots import TrainingError
 def steps(job: Job) -> None:
     """The table of contents."""
     protocol = job.config.protocol
+    check_protocol(job.config)
     job.console.say(f"job       {job.name}\nprotocol  {protocol.name}\noutput    {job.directory}")
     if storage.exists(job.summary_uri) and not job.config.dry_run:
         job.console.say("finished before: nothing is trained or tested again")

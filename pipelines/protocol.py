@@ -107,18 +107,26 @@ class Grid:
         return train_spec(self.cell_config(cell), self.inputs(cell), self.workers, pretrained)
 
 
-def make_grid(job: Job, data: Result) -> Grid:
-    """The grid over ingested data; further data sets are ingested here.
+def check_protocol(config: JobConfig) -> None:
+    """Whether a protocol makes sense, before anything is done for it.
 
     Raises:
-        ConfigError: crop seeds for crops that are not random.
+        ConfigError: crop seeds for crops that are not random, or nothing to train.
     """
-    protocol, main = job.config.protocol, job.config.data.name
-    if len(protocol.crop_seeds) > 1 and parse_crops(job.config.evaluate.crops).kind != "random":
+    protocol = config.protocol
+    if len(protocol.crop_seeds) > 1 and parse_crops(config.evaluate.crops).kind != "random":
         raise ConfigError(
             f"protocol.crop_seeds={list(protocol.crop_seeds)} with evaluate.crops="
-            f"{job.config.evaluate.crops}, whose crops are not drawn\nset protocol.crop_seeds=[0]"
+            f"{config.evaluate.crops}, whose crops are not drawn\nset protocol.crop_seeds=[0]"
         )
+    for name in ("splits", "seeds", "crop_seeds", "variants"):
+        if not getattr(protocol, name):
+            raise ConfigError(f"protocol.{name} is empty, nothing would be trained or tested")
+
+
+def make_grid(job: Job, data: Result) -> Grid:
+    """The grid over ingested data; further data sets are ingested here."""
+    protocol, main = job.config.protocol, job.config.data.name
     sets = {main: Inputs(**data["inputs"])}
     for name, other in protocol.cross.items():
         manifest = ingest_scored(job, _data_config(other))
