@@ -134,11 +134,11 @@ def report(job: Job, summary: dict[str, Any]) -> None:
         ["stage-1 weights sha256", summary["stage1"]],
         ["bundle sha256", summary["stage2"]],
         ["predictions", summary["test"]["predictions"]],
-        ["report", summary["report"]],
         ["time", ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())],
     ]
     job.console.table("Made", ["what", "where"], rows)
     job.console.say("next")
+    job.console.say(f"  open the report   {summary['report']}")
     job.console.say(f"  score a picture   dri-iqa score photo.jpg --model {summary['bundle']}")
     if summary["tracking"].startswith("sqlite"):
         job.console.say(f"  see the runs      mlflow ui --backend-store-uri {summary['tracking']}")
