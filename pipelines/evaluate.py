@@ -49,13 +49,14 @@ def run(job: Job, grid: Grid) -> Result:
         TrainingError: trainings that failed, after everything else was done.
     """
     trained, failures = train_all(job, grid)
-    outcomes = score_all(job, grid, trained)
-    job.console.headline("tables and report")
-    found = tables(job, grid, outcomes)
     failed = failure_rows(failures)
-    result = {"tables": found, "facts": facts(grid), "failures": failed}
-    result["report"] = publish(job, grid, trained, outcomes, result)
-    show(job, result)
+    result: Result = {"facts": facts(grid), "failures": failed}
+    if any(cell.trained_on == grid.main for cell in trained):
+        outcomes = score_all(job, grid, trained)
+        job.console.headline("tables and report")
+        result["tables"] = tables(job, grid, outcomes)
+        result["report"] = publish(job, grid, trained, result)
+        show(job, result)
     if failed:
         raise TrainingError(
             f"{len(failed)} training(s) failed: {failed[0]['run']}: {failed[0]['error']}\n"

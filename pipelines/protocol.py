@@ -191,7 +191,7 @@ def score_all(job: Job, grid: Grid, trained: dict[Cell, Result]) -> list[Outcome
     with job.console.progress("tests") as meter:
         for number, (cell, name, policy, seed) in enumerate(tests):
             frame, manifest = predictions(job, grid, cell, name, policy, trained[cell])
-            outcomes.append(_outcome(cell, name, seed, frame, manifest))
+            outcomes.append(outcome_of(cell, name, seed, frame, manifest))
             meter.update(number + 1, len(tests), f"{cell.name} on {name}, {policy}")
     return outcomes
 
@@ -240,8 +240,12 @@ def predictions_uri(
     return storage.join(job.directory, "predictions", file)
 
 
-def _outcome(cell: Cell, name: str, seed: int, frame: pd.DataFrame, manifest: Manifest) -> Outcome:
-    frame = frame.dropna(subset=["score", "given"])
+def outcome_of(
+    cell: Cell, name: str, seed: int, frame: pd.DataFrame, manifest: Manifest
+) -> Outcome:
+    """A test as the tables take it: higher is better, in the order of the images."""
+    # an image without a prediction stays: left out, it would flatter the variant that failed on it
+    frame = frame.dropna(subset=["given"])
     sign = 1.0 if manifest.higher_is_better else -1.0
     return Outcome(
         variant=cell.variant,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dri_iqa.config import to_dict
 from dri_iqa.evaluation.assembly import Evidence
 from dri_iqa.evaluation.page import with_intervals
-from dri_iqa.evaluation.protocols import Outcome
 from pipelines.protocol import Cell, Grid, policies, predictions, predictions_uri
 from pipelines.report import gather
 from pipelines.report import publish as write
@@ -50,13 +50,7 @@ def show(job: Job, result: Result) -> None:
     job.console.say(f"report    {result['report']}")
 
 
-def publish(
-    job: Job,
-    grid: Grid,
-    trained: dict[Cell, Result],
-    outcomes: Sequence[Outcome],
-    result: Result,
-) -> str:
+def publish(job: Job, grid: Grid, trained: dict[Cell, Result], result: Result) -> str:
     """Write page, Markdown and CSV files into the job's folder and MLflow; returns the page's URI.
 
     Pictures are those of one model: the last variant's on the first split.
@@ -102,15 +96,14 @@ def _one_model(job: Job, grid: Grid, trained: dict[Cell, Result], folder: Path) 
     cell = next(cell for cell in own if cell.variant == wanted[-1])
     policy = next(iter(policies(grid.config).values()))
     frame, manifest = predictions(job, grid, cell, grid.main, policy, trained[cell])
-    frame = frame.dropna(subset=["score"])
-    rows = correlations(job, manifest, frame)
+    rows = correlations(job, manifest, frame.dropna(subset=["score"]))
     first = grid.stage1(cell)
     tested = {
         "rows": rows,
         "srocc": rows[0]["srocc"],
         "plcc": rows[0]["plcc"],
         "kind": manifest.score_kind,
-        "failed": 0,
+        "failed": int(np.count_nonzero(frame["error"].notna())),
         "predictions": predictions_uri(job, grid, cell, grid.main, policy, trained[cell]),
     }
     made = {

@@ -130,6 +130,7 @@ def _tested(reader: ShardReader, uri: str) -> list[dict[str, Any]]:
         keep_default_na=False,
         na_values=[""],
     )
+    frame = frame.dropna(subset=["score"])
     table = reader.manifest.images().select(["image_id", "reference", "recipe"]).to_pandas()
     frame = frame.merge(table, on="image_id").astype(object)
     rows = frame.where(frame.notna(), None).to_dict("records")

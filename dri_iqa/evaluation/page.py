@@ -79,7 +79,7 @@ footer { margin-top: 2rem; color: var(--soft); font-size: .86rem; }
 """
 
 
-def document(title: str, summary: str, body: str, *, style: str = "") -> str:
+def document(title: str, summary: str, body: str, *, style: str = "", legend: str = "") -> str:
     """A whole page; its content policy forbids scripts and everything that is not in it.
 
     Args:
@@ -87,7 +87,9 @@ def document(title: str, summary: str, body: str, *, style: str = "") -> str:
         summary: plain text under it.
         body: HTML.
         style: CSS besides `STYLE`.
+        legend: plain text for the foot of the page.
     """
+    foot = " ".join(filter(None, ("Made by dri-iqa.", legend, "This page is complete in itself.")))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -95,8 +97,7 @@ def document(title: str, summary: str, body: str, *, style: str = "") -> str:
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
         f"<title>{text(title)}</title><style>{STYLE}{style}</style></head><body><main>"
         f"<header><h1>{text(title)}</h1><p>{text(summary)}</p></header>{body}"
-        "<footer>Made by dri-iqa. This page is complete in itself.</footer>"
-        "</main></body></html>\n"
+        f"<footer>{text(foot)}</footer></main></body></html>\n"
     )
 
 

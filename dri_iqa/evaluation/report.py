@@ -131,20 +131,11 @@ def render_html(report: Report) -> str:
         for name, value in report.facts.items()
     )
     notes = "".join(f"<li>{page.text(note)}</li>" for note in report.notes)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{page.text(report.title)}</title><style>{page.STYLE}</style></head><body><main>"
-        f"<header><h1>{page.text(report.title)}</h1><p>{page.text(report.summary)}</p></header>"
-        + (f"<nav>{links}</nav>" if len(sections) > 1 else "")
-        + (f'<div class="tiles">{tiles}</div>' if tiles else "")
-        + (f'<ul class="notes">{notes}</ul>' if notes else "")
-        + body
-        + "<footer>Made by dri-iqa. Brackets hold 95 % bootstrap intervals over scenes or "
-        "references. This page is complete in itself.</footer></main></body></html>\n"
-    )
+    head = f"<nav>{links}</nav>" if len(sections) > 1 else ""
+    head += f'<div class="tiles">{tiles}</div>' if tiles else ""
+    head += f'<ul class="notes">{notes}</ul>' if notes else ""
+    legend = "Brackets hold 95 % bootstrap intervals over scenes or references."
+    return page.document(report.title, report.summary, head + body, legend=legend)
 
 
 def render_markdown(report: Report, links: Sequence[str] | None = None) -> str:

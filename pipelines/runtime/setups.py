@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dri_iqa import storage
 from dri_iqa.bundle import ScoreScale, save_bundle
@@ -21,27 +20,19 @@ from dri_iqa.config import (
     to_dict,
 )
 from dri_iqa.data.batches import Source, Stage1Batches, Stage2Batches
-from dri_iqa.data.manifest import ShardReader
 from dri_iqa.data.samples import Streams, score_range, shuffled_scores
 from dri_iqa.data.schedule import Schedule, choose
 from dri_iqa.data.splits import Split
-from dri_iqa.evaluation.metrics import plcc, srocc
 from dri_iqa.extractor import ExtractorConfig, load_extractor, save_extractor
-from dri_iqa.images import decode
-from dri_iqa.losses.restoration import psnr
 from dri_iqa.models.table import model_table
-from dri_iqa.scoring import score_images
 from dri_iqa.seeds import Purpose
 from dri_iqa.stages import PretrainStage, TrainStage, stage2_streams
-from dri_iqa.stages.base import Stage, to_float
-from dri_iqa.stages.selection import BestWeights
+from dri_iqa.stages.base import Stage
 from pipelines.runtime.fit import Inputs, Result, RunSpec
 from pipelines.runtime.loop import Training
 from pipelines.runtime.probing import Probe, clean_parts, degradation_probe, image_names
 from pipelines.runtime.streams import stream
-
-RESTORED = 64
-"""Most validation images that are restored after an epoch: enough for a mean, few enough for a large network."""
+from pipelines.runtime.validation import selection, validation
 
 Describe = dict[str, Any]
 Setup = Callable[[RunSpec, dict[str, Any], int, int], tuple[Training, Describe]]
@@ -139,8 +130,8 @@ def setup_train(
         optim=stage2.optim,
         seed=seed,
         identity=_identity(spec),
-        validate=_validation(batches, split, model, stage2) if split.val else None,
-        best=_selection(stage, stage2, split),
+        validate=validation(batches, split, model, stage2) if split.val else None,
+        best=selection(stage, stage2, split),
         # where an image id is its reference's, the reference is named
         image_names=image_names(scored),
     )
@@ -335,69 +326,3 @@ def _pretrained(spec: RunSpec) -> dict[str, torch.Tensor] | None:
             f"{spec.pretrained['sha256'][:12]}\nRemove its folder and train stage 1 again."
         )
     return extractor.state
-
-
-def _selection(stage: TrainStage, stage2: Stage2Config, split: Split) -> BestWeights | None:
-    if stage2.select == "last":
-        return None
-    if not split.val:
-        raise ConfigError(
-            "stage2.select=val chooses by validation images, and this split has none\n"
-            "set data.val_fraction above 0, or stage2.select=last"
-        )
-    return BestWeights(stage.inference_model(), "val_srocc")
-
-
-def _validation(
-    batches: Stage2Batches, split: Split, model: ModelConfig, stage2: Stage2Config
-) -> Callable[[Stage, int], dict[str, float]]:
-    reader = batches.scored.open()
-
-    def validate(stage: Stage, epoch: int) -> dict[str, float]:
-        assert isinstance(stage, TrainStage)
-        network = stage.inference_model().eval()
-        device = str(next(stage.parameters()).device)
-        predicted, given = [], []
-        images = (reader.read(image_id)["bytes"] for image_id in split.val)
-        scored = score_images(
-            network, images, crop=model.crop, crops=stage2.val_crops, device=device
-        )
-        for image_id, item in zip(split.val, scored, strict=True):
-            if item.score_K is None:
-                continue
-            label = batches.scores[image_id] if batches.scores else reader.row(image_id)["score"]
-            predicted.append(float(item.score_K.mean()))
-            given.append(label if batches.higher_is_better else -label)
-        found = {"val_srocc": srocc(predicted, given), "val_plcc": plcc(predicted, given)}
-        return found | _restoration(stage, reader, split.val)
-
-    return validate
-
-
-def _restoration(stage: TrainStage, reader: ShardReader, ids: tuple[int, ...]) -> dict[str, float]:
-    """PSNR of degraded and of restored images to their references, where there are both and they differ: an image that
-    equals its reference has no PSNR.
-    """
-    some = [ids[place] for place in range(0, len(ids), -(-len(ids) // RESTORED))]
-    rows = [row for row in map(reader.read, some) if row["reference"] is not None]
-    if stage.ram is None or not rows:
-        return {}
-    device = next(stage.parameters()).device
-
-    def pixels(data: bytes) -> Tensor:
-        return to_float(torch.from_numpy(decode(data)).permute(2, 0, 1)[None].to(device))
-
-    before, after = [], []
-    for row in rows:
-        reference_BCHW = pixels(reader.read(reader.reference_id(row["reference"]))["bytes"])
-        image_BCHW = pixels(row["bytes"])
-        if torch.equal(image_BCHW, reference_BCHW):
-            continue
-        before.append(float(psnr(image_BCHW, reference_BCHW)))
-        after.append(float(psnr(stage.restore(image_BCHW), reference_BCHW)))
-    if not before:
-        return {}
-    return {
-        "val_psnr_input": sum(before) / len(before),
-        "val_psnr_restored": sum(after) / len(after),
-    }

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from dri_iqa.evaluation.protocols import run_rows
 from pipelines.evaluate import steps
+from pipelines.protocol import Cell, outcome_of
 from pipelines.runtime.job import run
 from tests.pipelines import jobs
 from tests.pipelines.test_without_cluster import photographs
@@ -135,6 +142,35 @@ def test_a_failing_variant_is_listed_and_the_others_are_reported(
         rows = [row for row in csv.DictReader(file) if row["comparable"] == ""]
     assert [row["model"] for row in rows] == ["maniqa"]
     assert not list(tmp_path.glob("jobs/*/finished.json"))
+
+
+def test_a_protocol_of_which_nothing_could_be_trained_says_why(
+    photos: Path, tmp_path: Path
+) -> None:
+    odd = ("stage1.moco.queue_size=24", "protocol.variants=[proposed]")
+    answer = jobs.run("evaluate", *command(photos, tmp_path, *PROTOCOL, *odd))
+    assert answer.returncode == 2, answer.stdout + answer.stderr
+    assert answer.stderr.startswith("error: 1 training(s) failed: pretrain-")
+    assert not list(tmp_path.glob("jobs/*/report"))
+
+
+def test_an_image_that_a_model_could_not_score_stays_and_spoils_its_figure() -> None:
+    frame = pd.DataFrame(
+        {
+            "score": [0.1, np.nan, 0.3, 0.4],
+            "given": [1.0, 2.0, 3.0, np.nan],
+            "group": list("abcd"),
+            "type": None,
+            "subset": None,
+        }
+    )
+    manifest = SimpleNamespace(higher_is_better=True)
+    cell = Cell(trained_on="csv", variant="proposed", split=0, seed=0)
+    one = outcome_of(cell, "csv", 0, frame, cast(Any, manifest))
+    assert one.given_N.tolist() == [1.0, 2.0, 3.0]
+    (row,) = run_rows([one])
+    assert math.isnan(row["srocc"])
+    assert row["note"] == "1 of 3 predictions are not finite"
 
 
 def test_scores_of_the_test_part_change_nothing_but_the_table(
