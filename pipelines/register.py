@@ -115,7 +115,7 @@ def go_back(job: Job) -> None:
 
 
 def check(job: Job, inputs: Inputs, tested: Result, version: Result) -> Result:
-    """Pull the model by alias in a process that knows nothing of the project, and compare a score.
+    """Pull the version in a process that knows nothing of the project, and compare a score.
 
     Raises:
         RuntimeError: it does not load there, or scores differently.
@@ -131,7 +131,7 @@ def check(job: Job, inputs: Inputs, tested: Result, version: Result) -> Result:
             f"{version['uri']} scores {answer} where the evaluation gave {example['score']:.6f}"
         )
     job.console.say(
-        f"    {version['model']} in a new process: {answer['score']:.4f} +- {answer['std']:.4f} for {example['name']}"
+        f"    {version['uri']} in a new process: {answer['score']:.4f} +- {answer['std']:.4f} for {example['name']}"
         f" (evaluation {example['score']:.4f}, given {example['given']:.4f})"
     )
     return {"score": answer["score"], "std": answer["std"], "image": example["name"]}
@@ -182,7 +182,7 @@ def steps(job: Job) -> None:
         )
         tested = job.step("evaluate", "evaluate", lambda: evaluate(job, inputs, second))
         version = register_step(job, inputs, second, tested)
-        job.step("check", "pull by alias and score", lambda: check(job, inputs, tested, version))
+        job.step("check", "pull it from the registry and score", lambda: check(job, inputs, tested, version))
 
 
 def register_step(job: Job, inputs: Inputs, trained: Result, tested: Result) -> Result:
