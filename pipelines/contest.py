@@ -37,7 +37,7 @@ def against_champion(
         text = f"no comparison with the champion (version {champion}), {reason}; {FORCE_ADVICE}"
         return Comparison(better=False, text=text)
     data = storage.read_bytes(tested["predictions"])
-    ours = pd.read_csv(io.BytesIO(data), float_precision="round_trip").set_index("image_id")
+    ours = pd.read_csv(io.BytesIO(data)).set_index("image_id")
     copy = storage.join(job.directory, f"champion-{champion}")
     try:
         registry.copy_bundle(job.tracker, job.config.registry.name, champion, copy)

@@ -62,7 +62,9 @@ def steps(job: Job) -> None:
             mark = job.step("yardstick", "the mark to beat", lambda: yardstick(job, inputs))
         version = register_step(job, inputs, second, tested)
         checked = job.step(
-            "check", "pull it from the registry elsewhere", lambda: check(job, inputs, tested, version)
+            "check",
+            "pull it from the registry elsewhere",
+            lambda: check(job, inputs, tested, version),
         )
         made = {
             "stage1": first,

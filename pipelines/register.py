@@ -182,7 +182,11 @@ def steps(job: Job) -> None:
         )
         tested = job.step("evaluate", "evaluate", lambda: evaluate(job, inputs, second))
         version = register_step(job, inputs, second, tested)
-        job.step("check", "pull it from the registry and score", lambda: check(job, inputs, tested, version))
+        job.step(
+            "check",
+            "pull it from the registry and score",
+            lambda: check(job, inputs, tested, version),
+        )
 
 
 def register_step(job: Job, inputs: Inputs, trained: Result, tested: Result) -> Result:
