@@ -47,7 +47,7 @@ def against_champion(
         return Comparison(better=False, text=f"no comparison, {str(error).splitlines()[0]}")
     finally:
         storage.delete(copy)
-    both = ours.join(scored["score"].rename("champion")).dropna(subset=["champion"])
+    both = ours.assign(champion=scored["score"]).dropna(subset=["champion"])
     return judge(
         both["score"].to_numpy(),
         both["champion"].to_numpy(),
