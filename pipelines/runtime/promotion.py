@@ -25,8 +25,9 @@ DECISION, REASON, REPLACES, FORCED, ROLLED_BACK = (
     "rolled_back",
 )
 FLAG = "dri_iqa.deciding."
-PATIENCE_S = 30.0
-"""How long a decision may take (it is a few requests) before it counts as abandoned by a process that died."""
+PATIENCE_S = 300.0
+"""How long a decision may take before it counts as abandoned by a process that died: it is some fifteen requests, each
+of which may be repeated for a minute where the server is slow."""
 PAUSE_S = 0.1
 """Between two looks at whether others are deciding."""
 

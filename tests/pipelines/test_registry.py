@@ -317,7 +317,7 @@ for version in versions:
 
 def test_two_processes_at_once_end_consistent(server: str, client: MlflowClient) -> None:
     name = empty_model(client)
-    qualities = (3, 4, 4, 5, 7, 6, 8, 9, 1, 9)
+    qualities = (3, 4, 4, 7, 6, 7)
     versions = [add(client, name, quality) for quality in qualities]
     client.set_registered_model_tag(name, "changes", "0")
     environment = jobs.environment() | {"PYTHONPATH": str(jobs.ROOT)}
@@ -357,7 +357,13 @@ def test_two_processes_at_once_end_consistent(server: str, client: MlflowClient)
     assert int(changes) == len(champions), "one at a time"
 
 
-POLICY = "data=csv", "data.clean.name=folder", "cluster=none", "evaluate.crops=2"
+POLICY = (
+    "data=csv",
+    "data.clean.name=folder",
+    "cluster=none",
+    "evaluate.crops=2",
+    "evaluate.bootstrap=100",
+)
 
 
 @pytest.fixture(scope="module")
@@ -436,10 +442,6 @@ def test_jobs_contest_with_the_registered_bundle_and_the_pointer_follows(
     assert forced["model"] == "models:/dri-iqa@champion"
     assert client.get_model_version("dri-iqa", "3").tags["forced"]
     assert pointer() == ("bad", "models:/dri-iqa/3")
-    assert job("good-other-split", "data.split_seed=1")["decision"].startswith(
-        "candidate version 4 stays candidate: no comparison with the champion (version 3), which"
-        " knows another split of csv (human scores)"
-    )
     control = job("good-control", "data.shuffle_scores=true", "registry.force=true")
     assert control["model"] == "models:/dri-iqa@control"
 
