@@ -150,12 +150,16 @@ def alone(client: MlflowClient, name: str) -> Iterator[None]:
     since: dict[str, float] = {}
 
     def others() -> set[str]:
-        flags = {tag for tag in client.get_registered_model(name).tags if tag.startswith(FLAG)}
-        for flag in flags - {mine}:
-            if time.monotonic() - since.setdefault(flag, time.monotonic()) > PATIENCE_S:
-                client.delete_registered_model_tag(name, flag)
-                flags.discard(flag)
-        return flags - {mine}
+        nonlocal since
+        tags, now = client.get_registered_model(name).tags, time.monotonic()
+        flags = {tag for tag in tags if tag.startswith(FLAG)} - {mine}
+        since = {
+            flag: since.get(flag, now) for flag in flags
+        }  # one that was taken back is forgotten
+        for flag in [flag for flag in flags if now - since[flag] > PATIENCE_S]:
+            client.delete_registered_model_tag(name, flag)
+            flags.discard(flag)
+        return flags
 
     def lower() -> bool:
         return any(flag < mine for flag in others())
