@@ -164,6 +164,9 @@ def alone(client: MlflowClient, name: str) -> Iterator[None]:
     def lower() -> bool:
         return any(flag < mine for flag in others())
 
+    def greater() -> bool:
+        return any(flag > mine for flag in others())
+
     try:
         while True:
             client.set_registered_model_tag(name, mine, "")
@@ -172,7 +175,8 @@ def alone(client: MlflowClient, name: str) -> Iterator[None]:
             client.delete_registered_model_tag(name, mine)
             while lower():
                 time.sleep(PAUSE_S)
-        while others():
+        # A lower flag that is raised now waits for this one; waiting for that as well would never end.
+        while greater():
             time.sleep(PAUSE_S)
         yield
     finally:

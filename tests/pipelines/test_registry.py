@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -291,6 +294,50 @@ def test_killed_before_any_write_it_is_finished_by_the_next(
         if finished:
             break
     assert writes > 4
+
+
+class SlowTags:
+    """The registered model's tags alone, each request taking a random while before and after it has its effect."""
+
+    def __init__(self) -> None:
+        self._tags: dict[str, str] = {}
+        self._random = random.Random(0)
+
+    def _do(self, work: Callable[[], Any]) -> Any:
+        time.sleep(self._random.random() * 1e-3)
+        done = work()
+        time.sleep(self._random.random() * 1e-3)
+        return done
+
+    def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
+        self._do(lambda: self._tags.update({key: value}))
+
+    def delete_registered_model_tag(self, name: str, key: str) -> None:
+        self._do(lambda: self._tags.pop(key, None))
+
+    def get_registered_model(self, name: str) -> SimpleNamespace:
+        return self._do(lambda: SimpleNamespace(tags=dict(self._tags)))
+
+
+def test_many_that_decide_are_alone_and_all_get_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promotion, "PAUSE_S", 5e-4)
+    client, inside, most = cast(Any, SlowTags()), [], []
+
+    def decide() -> None:
+        for _ in range(10):
+            with promotion.alone(client, "model"):
+                inside.append(None)
+                time.sleep(1e-3)
+                most.append(len(inside))
+                inside.pop()
+
+    rivals = [threading.Thread(target=decide, daemon=True) for _ in range(4)]
+    for rival in rivals:
+        rival.start()
+    for rival in rivals:
+        rival.join(timeout=15)  # far below the patience with which a deadlock would end
+    assert most == [1] * 40, "neither two at a time nor waiting for each other"
+    assert not client.get_registered_model("model").tags
 
 
 RIVAL = """
