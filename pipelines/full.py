@@ -7,7 +7,7 @@ from typing import Any
 from dri_iqa import storage
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
-from pipelines.register import check, register
+from pipelines.register import check, register_step
 from pipelines.report import make_report
 from pipelines.runtime.config import replace_keys
 from pipelines.runtime.console import duration
@@ -23,7 +23,7 @@ from pipelines.yardstick import show_yardstick, yardstick
 def steps(job: Job) -> None:
     """The table of contents."""
     job.console.say(f"job       {job.name}\noutput    {job.directory}")
-    if storage.exists(job.summary_uri):
+    if storage.exists(job.summary_uri) and not job.config.registry.force:
         job.console.say(
             "finished before: nothing is trained again (another run=NAME or seed=N starts anew)"
         )
@@ -60,11 +60,11 @@ def steps(job: Job) -> None:
         mark: dict[str, Any] | None = None
         if job.config.evaluate.yardstick:
             mark = job.step("yardstick", "the mark to beat", lambda: yardstick(job, inputs))
-        version = job.step(
-            "register", "register the model", lambda: register(job, inputs, second, tested)
-        )
+        version = register_step(job, inputs, second, tested)
         checked = job.step(
-            "check", "pull it by alias elsewhere", lambda: check(job, inputs, tested, version)
+            "check",
+            "pull it from the registry elsewhere",
+            lambda: check(job, inputs, tested, version),
         )
         made = {
             "stage1": first,
@@ -130,6 +130,7 @@ def report(job: Job, summary: dict[str, Any]) -> None:
             "registered model",
             f"{summary['version']['model']} (version {summary['version']['version']})",
         ],
+        ["decision", summary["version"]["decision"]],
         ["bundle", summary["bundle"]],
         ["stage-1 weights sha256", summary["stage1"]],
         ["bundle sha256", summary["stage2"]],

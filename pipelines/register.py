@@ -1,4 +1,7 @@
-"""Registration: the trained model becomes a version in MLflow's registry, and a new process pulls it by alias."""
+"""Registration: the trained model becomes a version in MLflow's registry, and the champion if it beats the champion.
+
+`registry.rollback=true` makes the previous champion the champion again.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ from typing import Any
 
 from dri_iqa import storage
 from dri_iqa.data.batches import Source
+from dri_iqa.data.manifest import Manifest
+from pipelines.contest import against_champion
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.runtime import registry
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, git_commit, main
-from pipelines.testing import evaluate
+from pipelines.runtime.promotion import CONTROL, Comparison, Tags, rollback, settle
+from pipelines.runtime.tracking import Tracker, check_server
+from pipelines.testing import evaluate, interval
 from pipelines.train import train
 
 CARD = """# dri-iqa: {name}
@@ -21,47 +28,94 @@ No-reference image quality model (DRI-IQA, dual-representation image quality ass
 | what | value |
 |---|---|
 | data | {data}, **{kind} scores** |
-| test SROCC / PLCC | {srocc:.3f} / {plcc:.3f} on {images} images of {groups} references or scenes never trained on |
-| protocol | {crops} random crops per image, positions fixed by its content |
+| licence of the data | {licence} |
+| test SROCC | {srocc_interval} |
+| test PLCC | {plcc_interval} |
+| tested on | {images} images of {groups} references or scenes never trained on |
+| protocol | crops per image: {crops} (a number: random, fixed by content); 95 % intervals over references or scenes |
 | variant, preset | {variant}, crop {crop} px |
 | manifest, split | {manifest}, {split} |
 | run, commit | {run}, {commit} |
+| bundle sha256 | {bundle_sha256} |
 
 {notes}
 
 Limits: scores hold for images like those it was trained on; they say nothing about content or taste.
 """
+TAGGED = (
+    *("data", "kind", "srocc", "plcc", "manifest", "split", "run", "commit"),
+    *("bundle", "bundle_sha256"),
+)
 
 
 def register(job: Job, inputs: Inputs, trained: Result, tested: Result) -> Result:
-    """Register the bundle; the control experiment never becomes the champion."""
-    config = job.config
+    """Register the bundle and settle who is the champion; the control experiment never is.
+
+    Returns:
+        `version`, `uri` (by version), `model` (by alias, where it has one) and `decision` (a sentence).
+    """
+    settings, client = job.config.registry, job.tracker.client
     source = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
-    example = source.open().read(tested["example"]["image_id"])["bytes"]
-    alias = "control" if inputs.shuffle_scores else config.registry.alias
-    facts = _facts(job, inputs, tested)
+    facts = _facts(job, inputs, trained, tested, source.open().manifest)
+    tags = {name: str(facts[name]) for name in TAGGED}
+    card = CARD.format(**facts)
     version = registry.register(
         job.tracker,
         f"{job.name}/register",
         job.name,
         bundle=trained["uri"],
-        name=config.registry.name,
-        alias=alias,
-        example=example,
-        card=CARD.format(**facts, notes=source.open().manifest.notes),
-        tags={
-            name: str(facts[name])
-            for name in ("data", "kind", "srocc", "plcc", "manifest", "split", "run", "commit")
-        },
+        name=settings.name,
+        example=source.open().read(tested["example"]["image_id"])["bytes"],
+        card=card,
+        tags=tags,
     )
-    if alias == "champion":
-        pointer = {"bundle": trained["uri"], "model": version["uri"], "tracking": job.tracker.uri}
-        storage.write_json(storage.join(job.output, "champion.json"), pointer)
-    return version
+    if inputs.shuffle_scores:
+        client.set_registered_model_alias(settings.name, CONTROL, version)
+        alias, text = CONTROL, f"version {version} is a control experiment, never the champion"
+    else:
+
+        def contest(champion: str, theirs: Tags) -> Comparison:
+            return against_champion(job, source, tested, tags, champion, theirs)
+
+        decision = settle(
+            client,
+            settings.name,
+            version,
+            contest,
+            follow=lambda champion, theirs: point(job, job.tracker, champion, theirs),
+            force=settings.force,
+        )
+        alias, text = decision.alias, decision.text
+    client.update_model_version(
+        settings.name, version, description=f"{card}\nWhen it was registered: {text}.\n"
+    )
+    job.console.say(f"    {text}")
+    uri = f"models:/{settings.name}/{version}"
+    model = f"models:/{settings.name}@{alias}" if alias else uri
+    return {"version": version, "uri": uri, "model": model, "decision": text}
+
+
+def point(job: Job, tracker: Tracker, champion: str, tags: Tags) -> None:
+    """Let `champion.json` name the champion, for commands that are given no model."""
+    uri = f"models:/{job.config.registry.name}/{champion}"
+    pointer = {"bundle": tags.get("bundle", uri), "model": uri, "tracking": tracker.uri}
+    storage.write_json(storage.join(job.output, "champion.json"), pointer)
+
+
+def go_back(job: Job) -> None:
+    """`registry.rollback=true`."""
+    check_server(job.config.tracking)
+    tracker = Tracker(job.config.tracking, job.output)
+    text = rollback(
+        tracker.client,
+        job.config.registry.name,
+        follow=lambda champion, tags: point(job, tracker, champion, tags),
+    )
+    job.console.say(f"{job.config.registry.name}: {text}")
 
 
 def check(job: Job, inputs: Inputs, tested: Result, version: Result) -> Result:
-    """Pull the model by alias in a process that knows nothing of the project, and compare a score.
+    """Pull the version in a process that knows nothing of the project, and compare a score.
 
     Raises:
         RuntimeError: it does not load there, or scores differently.
@@ -77,22 +131,28 @@ def check(job: Job, inputs: Inputs, tested: Result, version: Result) -> Result:
             f"{version['uri']} scores {answer} where the evaluation gave {example['score']:.6f}"
         )
     job.console.say(
-        f"    {version['model']} in a new process: {answer['score']:.4f} +- {answer['std']:.4f} for {example['name']}"
+        f"    {version['uri']} in a new process: {answer['score']:.4f} +- {answer['std']:.4f} for {example['name']}"
         f" (evaluation {example['score']:.4f}, given {example['given']:.4f})"
     )
     return {"score": answer["score"], "std": answer["std"], "image": example["name"]}
 
 
-def _facts(job: Job, inputs: Inputs, tested: Result) -> dict[str, Any]:
-    config = job.config
+def _facts(
+    job: Job, inputs: Inputs, trained: Result, tested: Result, manifest: Manifest
+) -> dict[str, Any]:
+    config, row = job.config, tested["rows"][0]
     return {
         "name": config.registry.name,
         "data": config.data.name,
         "kind": tested["kind"],
+        "licence": manifest.licence,
+        "notes": manifest.notes,
         "srocc": tested["srocc"],
         "plcc": tested["plcc"],
-        "images": tested["rows"][0]["images"],
-        "groups": tested["rows"][0]["groups"],
+        "srocc_interval": interval(row, "srocc"),
+        "plcc_interval": interval(row, "plcc"),
+        "images": row["images"],
+        "groups": row["groups"],
         "crops": config.evaluate.crops,
         "variant": config.stage2.variant,
         "crop": config.model.crop,
@@ -100,11 +160,16 @@ def _facts(job: Job, inputs: Inputs, tested: Result) -> dict[str, Any]:
         "split": inputs.split_digest[:12],
         "run": job.name,
         "commit": git_commit()[:12],
+        "bundle": trained["uri"],
+        "bundle_sha256": trained["sha256"],
     }
 
 
 def steps(job: Job) -> None:
     """The job: whatever is missing up to the evaluation, then registration and the check."""
+    if job.config.registry.rollback:
+        go_back(job)
+        return
     job.console.steps = 6
     with job.connect():
         data = job.step("ingest", "ingest", lambda: ingest(job))
@@ -116,8 +181,22 @@ def steps(job: Job) -> None:
             "stage2", "stage 2: train the predictor", lambda: train(job, inputs, first, {})
         )
         tested = job.step("evaluate", "evaluate", lambda: evaluate(job, inputs, second))
-        version = job.step("register", "register", lambda: register(job, inputs, second, tested))
-        job.step("check", "pull by alias and score", lambda: check(job, inputs, tested, version))
+        version = register_step(job, inputs, second, tested)
+        job.step(
+            "check",
+            "pull it from the registry and score",
+            lambda: check(job, inputs, tested, version),
+        )
+
+
+def register_step(job: Job, inputs: Inputs, trained: Result, tested: Result) -> Result:
+    """`register` as a step, which is done again where it is forced now and was not before."""
+    return job.step(
+        "register",
+        "register the model",
+        lambda: register(job, inputs, trained, tested),
+        job.config.registry.force or None,
+    )
 
 
 if __name__ == "__main__":

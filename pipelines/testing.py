@@ -164,10 +164,6 @@ def _record(
 
 def show(job: Job, result: Result, what: str | None = None) -> None:
     """The table of correlations, with intervals over references or scenes."""
-
-    def interval(row: dict[str, Any], name: str) -> str:
-        return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
-
     rows = [
         [
             row["subset"],
@@ -182,3 +178,8 @@ def show(job: Job, result: Result, what: str | None = None) -> None:
     what = what or f"Test: {result['kind']} scores, {job.config.evaluate.crops} crops"
     title = f"{what}, 95 % intervals over references or scenes"
     job.console.table(title, ["subset", "images", "groups", "SROCC", "PLCC", "note"], rows)
+
+
+def interval(row: dict[str, Any], name: str) -> str:
+    """A metric of a row with its interval."""
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"

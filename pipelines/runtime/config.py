@@ -240,8 +240,10 @@ class RegistryConfig(StrictConfig):
 
     name: str = "dri-iqa"
     """Registered model."""
-    alias: str = "champion"
-    """Alias of the model that serves."""
+    force: bool = False
+    """Make this job's version the champion whatever the comparison with the current one says; recorded as a tag."""
+    rollback: bool = False
+    """`register` only: make the previous champion the champion again, and nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,10 @@ def run(job: str, steps: Callable[[Job], None], argv: list[str]) -> int:
         work = Job(configuration.compose(job, argv))
         if work.config.dry_run and job != "evaluate":
             raise ConfigError(f"dry_run=true belongs to `evaluate`, this is `{job}`\nleave it out")
+        if work.config.registry.rollback and job != "register":
+            raise ConfigError(
+                f"registry.rollback=true belongs to `register`, this is `{job}`\nleave it out"
+            )
         steps(work)
         if storage.retries():
             work.console.say(f"{storage.retries()} requests to storage were repeated")
@@ -233,6 +237,7 @@ def _identity(config: JobConfig) -> dict[str, Any]:
     values = to_dict(config)
     for key in ("output", "run", "verbose", "dry_run", "tracking"):
         values.pop(key)
+    values["registry"] = {"name": config.registry.name}
     values["cluster"] = {"attached": is_attached(config.cluster), "workers": config.cluster.workers}
     return values
 
@@ -243,6 +248,7 @@ def mendable(error: BaseException | None) -> BaseException | None:
     from dri_iqa.data.records import DataError
     from pipelines.runtime.cluster import ClusterError
     from pipelines.runtime.preflight import PreflightError
+    from pipelines.runtime.promotion import RegistryError
     from pipelines.runtime.snapshots import TrainingError
     from pipelines.runtime.tracking import TrackingError
 
@@ -253,6 +259,7 @@ def mendable(error: BaseException | None) -> BaseException | None:
         storage.StorageError,
         ClusterError,
         PreflightError,
+        RegistryError,
         TrackingError,
         TrainingError,
     )

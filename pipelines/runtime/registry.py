@@ -17,6 +17,7 @@ from typing import Any
 
 from dri_iqa import storage
 from pipelines.runtime.cluster import ROOT
+from pipelines.runtime.promotion import RegistryError
 from pipelines.runtime.tracking import Tracker
 
 # What importing `dri_iqa.load_model` and scoring a picture needs, besides the science package itself.
@@ -52,12 +53,11 @@ def register(
     *,
     bundle: str,
     name: str,
-    alias: str,
     example: bytes,
     card: str,
     tags: dict[str, str],
-) -> dict[str, Any]:
-    """Register a bundle as a new version and move the alias to it.
+) -> str:
+    """Register a bundle as a new version, without an alias.
 
     Args:
         tracker: where to.
@@ -65,13 +65,12 @@ def register(
         parent: key of the job's run.
         bundle: folder or URI of the bundle.
         name: registered model.
-        alias: alias to set; the version that had it before gets `previous`.
         example: an encoded image, stored as the input example.
         card: the model card, Markdown.
         tags: facts about the version.
 
     Returns:
-        `version`, `uri` (by version) and `model` (by alias).
+        The version.
     """
     import mlflow
     import pandas as pd
@@ -129,17 +128,8 @@ def register(
         version = str(info.registered_model_version)
     for tag, value in tags.items():
         client.set_model_version_tag(name, version, tag, value)
-    client.update_model_version(name, version, description=card)
-    current = client.get_registered_model(name).aliases.get(alias)
-    if current is not None and str(current) != version and alias == "champion":
-        client.set_registered_model_alias(name, "previous", str(current))
-    client.set_registered_model_alias(name, alias, version)
     tracker.end(key)
-    return {
-        "version": version,
-        "uri": f"models:/{name}/{version}",
-        "model": f"models:/{name}@{alias}",
-    }
+    return version
 
 
 def requirements() -> list[str]:
@@ -198,6 +188,31 @@ def fetch_bundle(uri: str) -> str:
                 break
     folder = Path(download_artifacts(artifact_uri=uri))
     return str(folder / "artifacts" / "bundle")
+
+
+def copy_bundle(tracker: Tracker, name: str, version: str, target: str) -> None:
+    """Put the bundle of a registered version where every node of the cluster can read it.
+
+    Raises:
+        RegistryError: its artifacts cannot be had.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            local = download_artifacts(
+                artifact_uri=f"models:/{name}/{version}",
+                dst_path=folder,
+                tracking_uri=tracker.uri,
+                registry_uri=tracker.uri,
+            )
+        except (MlflowException, OSError) as error:
+            raise RegistryError(
+                f"{name} version {version} cannot be fetched: {str(error).splitlines()[0]}\n"
+                f"restore its artifacts, or delete the version"
+            ) from None
+        storage.upload_directory(Path(local) / "artifacts" / "bundle", target)
 
 
 def _versions(client: Any, name: str) -> list[Any]:

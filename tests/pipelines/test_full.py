@@ -66,6 +66,7 @@ def test_every_step_ran_and_said_so(finished) -> None:
         "Before and after training",
         "Test: pseudo scores",
         "registered model",
+        "version 1 is the champion: the first of dri-iqa",
     ):
         assert words in printed
     assert "dri-iqa score photo.jpg" in printed

@@ -108,7 +108,8 @@ def test_both_ways_of_submitting_register_a_version(head: dict[str, str], tmp_pa
         versions = client.search_model_versions("name = 'dri-iqa'")
         assert len(versions) == before + 1
         champion = client.get_model_version_by_alias("dri-iqa", "champion")
-        assert int(champion.version) == before + 1
+        decided = client.get_model_version("dri-iqa", str(before + 1)).tags["decision"]
+        assert decided == ("champion" if int(champion.version) == before + 1 else "candidate")
 
 
 def test_a_failing_job_has_an_exit_code(head: dict[str, str], tmp_path: Path) -> None:
