@@ -124,6 +124,9 @@ class BackboneConfig(StrictConfig):
 class PredictorConfig(StrictConfig):
     """Score predictor: fusion, transposed guidance, Swin, weighted head (paper 3.1, Fig. 4)."""
 
+    token: int = 8
+    """Pixels of the crop per token of the grid, along each side. 8 is the ViT's patch; 16 or 32 suit a convolutional
+    backbone and make attention between channels, whose width is the number of tokens, 16 or 256 times cheaper."""
     embed_dim: int = 768
     """Channels after the first stage's 1x1 convolution; half of it after the second."""
     num_tgb: int = 2

@@ -6,13 +6,13 @@ from math import prod
 
 from dri_iqa.config import ConfigError, DREConfig, ModelConfig
 
-TOKEN = 8
-"""Pixels of the crop per token of the predictor's grid, along each side."""
+TOKENS = (8, 16, 32)
+"""Pixels a token may have: the strides of the extractor's last layers, whose maps then need little resampling or none."""
 
 
 def token_grid(config: ModelConfig) -> int:
     """Side of the predictor's token grid."""
-    return config.crop // TOKEN
+    return config.crop // config.predictor.token
 
 
 def check_extractor(config: DREConfig, crop: int) -> None:
@@ -48,18 +48,14 @@ def check_model(config: ModelConfig) -> None:
     if config.crop % 16:
         raise ConfigError(f"crop={config.crop} is no multiple of 16: NAFNet halves it four times")
     check_extractor(config.dre, config.crop)
-    # strides (2, 2, 2, 2, 2) halve every map; fusion and guidance then resample, anything else must
-    # line up
-    layer4 = config.crop // prod(config.dre.strides[:4])
-    if layer4 * config.dre.strides[0] != grid:
+    if predictor.token not in TOKENS or config.crop % predictor.token:
         raise ConfigError(
-            f"token grid {grid} (crop={config.crop}, 8 pixels a token) differs from the extractor's "
-            f"layer 4 ({layer4})"
+            f"predictor.token={predictor.token} must be one of {TOKENS} and divide crop={config.crop}"
         )
     if grid > predictor.window and grid % predictor.window:
         raise ConfigError(
             f"predictor.window={predictor.window} does not divide the token grid {grid} "
-            f"(crop={config.crop}, 8 pixels a token)"
+            f"(crop={config.crop}, predictor.token={predictor.token} pixels a token)"
         )
     if len(predictor.swin_depths) != len(predictor.swin_heads):
         raise ConfigError(
