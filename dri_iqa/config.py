@@ -298,8 +298,8 @@ class Stage2Config(StrictConfig):
     """Weight of the contrastive losses carried on from stage 1."""
     lambda_perceptual: float = 0.01
     """The lambda of Eq. 3: weight of the perceptual term inside the restoration loss."""
-    l2_kind: Literal["mse", "norm", "rmse"] = "mse"
-    """How the pixel term's L2 is reduced."""
+    l2_kind: Literal["mse", "norm", "rmse", "psnr"] = "mse"
+    """How the pixel term's L2 is reduced; `psnr` is the logarithm of the mse, which NAFNet is trained with."""
     score_loss: Literal["mse", "mse+plcc", "mse+rank"] = "mse"
     """Score regression loss, optionally with a correlation or ranking term."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)

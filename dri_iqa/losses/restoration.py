@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from dri_iqa.models.dre import DREEncoder, upper
 
+NO_ERROR = 1e-4
+"""Mean squared error (40 dB) below which `psnr` hardly rewards any further gain."""
+
 
 def pixel_loss(restored_BCHW: Tensor, reference_BCHW: Tensor, kind: str) -> Tensor:
     """The image-level L2 of Eq. 3, averaged over images.
@@ -19,12 +22,15 @@ def pixel_loss(restored_BCHW: Tensor, reference_BCHW: Tensor, kind: str) -> Tens
         restored_BCHW: RGB, not clamped.
         reference_BCHW: RGB in [0, 1].
         kind: `mse` (the paper calls it "the conventional loss function L2 Loss"), `rmse` or `norm`
-            of each image.
+            of each image, or `psnr`: -PSNR / 10 dB of each image, as NAFNet itself is trained
+            (basicsr/models/losses), so that images that are nearly clean count as much as others.
     """
     error_BCHW = restored_BCHW.float() - reference_BCHW.float()
     if kind == "mse":
         return error_BCHW.square().mean()
     squares_BX = error_BCHW.square().flatten(1)
+    if kind == "psnr":
+        return (squares_BX.mean(1) + NO_ERROR).log10().mean()
     # the constant keeps the root differentiable where restored and reference agree
     total_B = squares_BX.mean(1) if kind == "rmse" else squares_BX.sum(1)
     return (total_B + 1e-12).sqrt().mean()

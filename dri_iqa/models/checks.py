@@ -7,7 +7,7 @@ from math import prod
 from dri_iqa.config import ConfigError, DREConfig, ModelConfig
 
 TOKENS = (8, 16, 32)
-"""Pixels a token may have: the strides of the extractor's last layers, whose maps then need little resampling or none."""
+"""Pixels a token may have: the strides of the extractor's last layers, whose maps then need hardly any resampling."""
 
 
 def token_grid(config: ModelConfig) -> int:

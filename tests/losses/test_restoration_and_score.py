@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -14,20 +16,20 @@ from dri_iqa.losses.score import plcc_loss, rank_loss, score_loss
 from dri_iqa.models.dre import DREEncoder
 
 
-@pytest.mark.parametrize("kind", ["mse", "rmse", "norm"])
+@pytest.mark.parametrize("kind", ["mse", "rmse", "norm", "psnr"])
 def test_pixel_loss_follows_its_name(kind: str):
     torch.manual_seed(0)
     restored, reference = torch.randn(3, 3, 4, 5), torch.rand(3, 3, 4, 5)
     each = []
     for a, b in zip(restored, reference, strict=True):
         squares = sum(float(e) ** 2 for e in (a - b).flatten())
-        each.append(
-            {"mse": squares / 60, "rmse": (squares / 60) ** 0.5, "norm": squares**0.5}[kind]
-        )
+        mean = squares / 60
+        values = {"mse": mean, "rmse": mean**0.5, "norm": squares**0.5}
+        each.append((values | {"psnr": math.log10(mean + 1e-4)})[kind])
     assert float(pixel_loss(restored, reference, kind)) == pytest.approx(sum(each) / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mse", "rmse", "norm"])
+@pytest.mark.parametrize("kind", ["mse", "rmse", "norm", "psnr"])
 def test_pixel_loss_has_a_finite_gradient_at_a_perfect_match(kind: str):
     image = torch.rand(2, 3, 4, 4, requires_grad=True)
     pixel_loss(image, image.detach().clone(), kind).backward()
