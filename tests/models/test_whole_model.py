@@ -93,11 +93,26 @@ def predictor(**changes) -> PredictorConfig:
     return replace(tiny_model().predictor, **changes)
 
 
+@pytest.mark.parametrize("token", [8, 16, 32])
+@pytest.mark.parametrize("strides", [(1, 2, 2, 2, 2), (2, 2, 2, 2, 2)])
+def test_a_token_may_have_more_pixels(token: int, strides: tuple[int, ...]):
+    config = tiny_model(predictor=predictor(token=token), dre=DREConfig(width=8, strides=strides))
+    model = build_model(config).eval()
+    side = 64 // token
+    assert model.backbone(torch.rand(1, 3, 64, 64)).shape[2:] == (side, side)
+    assert model.predictor.stage1.attention[0].q.weight.shape == (side**2, side**2)
+    scores = model.predict(torch.rand(2, 3, 64, 64))
+    assert scores.shape == (2,)
+    assert torch.isfinite(scores).all()
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (tiny_model(crop=72), r"crop=72"),
         (tiny_model(predictor=predictor(window=3)), r"window=3 .*grid 8 .*crop=64"),
+        (tiny_model(predictor=predictor(token=12)), r"token=12 .*crop=64"),
+        (tiny_model(crop=80, predictor=predictor(token=32)), r"token=32 .*crop=80"),
         (tiny_model(predictor=predictor(embed_dim=44)), r"embed_dim=44.*swin_heads=4"),
         (tiny_model(predictor=predictor(swin_heads=(4,))), r"swin_depths.*swin_heads"),
         (tiny_model(predictor=predictor(num_tgb=0)), r"num_tgb=0"),
