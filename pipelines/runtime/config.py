@@ -256,6 +256,8 @@ class ScoreConfig(StrictConfig):
     """Folder or URI for the Parquet tables."""
     model: str | None = None
     """Bundle or `models:/` URI; None takes the registry's champion."""
+    images_per_table: int = 256
+    """Images that one task scores and one Parquet table holds; what a kill can cost."""
 
 
 @dataclass(frozen=True, kw_only=True)

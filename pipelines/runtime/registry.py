@@ -173,20 +173,23 @@ def pull_and_score(model: str, tracking_uri: str, image: bytes, crops: int | str
     return json.loads(results[-1].removeprefix("RESULT "))
 
 
-def fetch_bundle(uri: str) -> str:
+def fetch_bundle(uri: str, tracking_uri: str | None = None) -> str:
     """The local bundle of a registered model: `models:/name@alias` or `models:/name/version`.
 
-    The registry is the one that MLFLOW_TRACKING_URI names, else the embedded one in `./runs` or the project's `runs`.
+    The registry is `tracking_uri`, else the one that MLFLOW_TRACKING_URI names, else the embedded one in `./runs` or
+    the project's `runs`.
     """
     import mlflow
     from mlflow.artifacts import download_artifacts
 
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    if tracking_uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
         for folder in (Path.cwd() / "runs", ROOT / "runs", Path.home() / "dri-iqa" / "runs"):
             if (folder / "mlflow.db").exists():
                 mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
                 break
-    folder = Path(download_artifacts(artifact_uri=uri))
+    folder = Path(
+        download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    )
     return str(folder / "artifacts" / "bundle")
 
 

@@ -305,9 +305,10 @@ def test_batch_scoring_resumes_and_keeps_bad_files_as_rows(
         f"score.output={tmp_path / 'out'}",
         "evaluate.crops=5",
     )
-    for _ in range(2):
+    for before in (0, 5):
         answer = jobs.run("score", *arguments)
         assert answer.returncode == 0, answer.stderr
+        assert re.search(rf"scored before +│ {before} ", answer.stdout), answer.stdout
     parts = list((tmp_path / "out").glob("*.parquet"))
     assert len(parts) == 1
     table = pd.read_parquet(parts[0])
