@@ -94,7 +94,8 @@ def document(
         script: JavaScript, the only one that the policy then allows; it may talk to the page's own
             server and to nobody else.
     """
-    foot = " ".join(filter(None, ("Made by dri-iqa.", legend, "This page is complete in itself.")))
+    alone = "" if script else "This page is complete in itself."
+    foot = " ".join(filter(None, ("Made by dri-iqa.", legend, alone)))
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
