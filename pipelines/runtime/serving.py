@@ -132,12 +132,11 @@ def application(args: dict[str, Any]) -> Application:
     """The service for Ray Serve; `args` as in `infra/serve.yaml`, where `deployments` overrides what is set here.
 
     Raises:
-        ConfigError: an unknown key.
+        ConfigError: an unknown key, or no model was named and there is no champion.
         BundleError: no such model.
-        ValueError: none was named, and there is no champion.
     """
     config = from_dict(ServeConfig, args, "args")
-    model = config.model or default_model()
+    model = config.model or _champion()
     if ":/" not in model:
         model = str(Path(model).expanduser().resolve())
     read_config_file(resolve_uri(model))
@@ -147,6 +146,16 @@ def application(args: dict[str, Any]) -> Application:
         max_queued_requests=config.queued,
         ray_actor_options={"num_cpus": config.cpus, "num_gpus": config.gpus},
     ).bind(model, to_dict(config))
+
+
+def _champion() -> str:
+    try:
+        return default_model()
+    except ValueError:
+        raise ConfigError(
+            "no model: serve.model is not set, DRI_IQA_MODEL neither, and no run has made one\n"
+            "set serve.model=FOLDER, or run `make run` first"
+        ) from None
 
 
 class Address(NamedTuple):
