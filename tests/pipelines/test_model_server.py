@@ -39,7 +39,7 @@ MODEL = "models:/dri-iqa/1"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return uploads.untrained(tmp_path_factory.mktemp("untrained") / "bundle")
+    return uploads.untrained(tmp_path_factory.mktemp("untrained") / "bundle", probed=False)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_mistakes_are_told_before_anything_starts(
     def nothing() -> str:
         raise ValueError
 
-    bundle = uploads.untrained(tmp_path / "bundle")
+    bundle = uploads.untrained(tmp_path / "bundle", probed=False)
     here = ("cluster=local", f"serve.model={bundle}")
     assert "no model at '/nowhere'" in fails("cluster=local", "serve.model=/nowhere")
     assert "serve.batch: got 0" in fails(*here, "serve.batch=0")
