@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 ARGS ?=
 
-.PHONY: help env run browser test test-gpu lint types bench bench-data submit clean
+.PHONY: help env run serve browser test test-gpu lint types bench bench-data submit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ $(S3)/.ready: tests/servers/swift/requirements.txt
 
 run: $(READY)  ## the main job on the built-in sample; ARGS="data=csv data.root=..." for your own
 	$(BIN)/python pipelines/full.py $(ARGS)
+
+serve: $(READY)  ## the scoring service and its page on 127.0.0.1:8000; ARGS="serve.model=..."
+	$(BIN)/python pipelines/serve.py $(ARGS)
 
 # The report's page is looked at in a real browser. Where none can be installed, those tests skip and say so.
 BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null

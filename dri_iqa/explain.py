@@ -124,7 +124,7 @@ def explain(
     policy = bundle.scoring.crops if crops is None else crops
     image_HWC = read_pixels(picture, bundle.scoring.exif_transpose)
     encoder: Any = bundle.model.dre
-    (scored,) = scorer.iter_scored([image_HWC], crops=policy, maps=encoder is not None)
+    (scored,) = scorer.iter_scored([image_HWC], crops=policy, maps=True)
     if scored.score_K is None:
         raise ValueError(f"{name}: {scored.error}\nTry another picture or another model.")
     side = bundle.config.crop

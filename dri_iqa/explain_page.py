@@ -15,6 +15,7 @@ from dri_iqa.evaluation import page
 from dri_iqa.evaluation.probe import CLEAN
 from dri_iqa.explain import Explanation, Seen
 from dri_iqa.images import resize
+from dri_iqa.maps import unit
 from dri_iqa.probe import ProbeFacts
 
 SIDE = 900
@@ -26,7 +27,7 @@ BINS = 12
 SCORES, MAP = "viridis", "magma"
 """Colour maps of crops' scores, and of the magnitude of a half."""
 
-_STYLE = """
+STYLE = """
 .picture { position: relative; margin: 0 auto; max-width: 100%; }
 .picture img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
@@ -35,6 +36,13 @@ _STYLE = """
 .legend { display: flex; align-items: center; gap: .6rem; margin: .8rem auto 0; font-size: .86rem;
   color: var(--soft); font-variant-numeric: tabular-nums; max-width: 34rem; }
 .legend i { flex: 1; height: .7rem; border-radius: 4px; }
+.gauge { position: relative; height: .7rem; margin: 1.4rem .2rem 0; border-radius: 4px;
+  background: linear-gradient(90deg, #b0413e, #d9a441, #3f8f5f); }
+.gauge i { position: absolute; top: 0; bottom: 0; background: #00000040; }
+.gauge u { position: absolute; top: -5px; bottom: -5px; width: 4px; margin-left: -2px;
+  border-radius: 2px; background: var(--ink); outline: 2px solid var(--ground); }
+.ends { display: flex; justify-content: space-between; margin: .4rem .2rem 0; font-size: .86rem;
+  color: var(--soft); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr));
   gap: 1.2rem; } .pair figure + figure { margin-top: 0; } .pair img { width: 100%; max-height: 34rem;
   object-fit: contain; background: none; }
@@ -81,7 +89,7 @@ def render(explanation: Explanation) -> str:
         f'<div class="tile"><b>{page.text(value)}</b><span>{page.text(name)}</span></div>'
         for name, value in tiles.items()
     )
-    body = f'<div class="tiles">{body}</div>'
+    body = f'<div class="tiles">{body}</div>{_gauge(explanation)}'
     if scale.kind == "pseudo":
         words = "a full-reference measure computed what the model learned, people did not"
         body += f'<ul class="notes"><li>Scores are pseudo scores: {words}.</li></ul>'
@@ -90,7 +98,22 @@ def render(explanation: Explanation) -> str:
     )
     direction = "Higher" if scale.higher_is_better else "Lower"
     summary = f"{scale.name}: {scale.lo:.4g} to {scale.hi:.4g}. {direction} is better."
-    return page.document(explanation.name, summary, body, style=_STYLE)
+    return page.document(explanation.name, summary, body, style=STYLE)
+
+
+def _gauge(explanation: Explanation) -> str:
+    """The score and its spread on the whole scale, the better end always on the right."""
+    scale = explanation.scale
+    share, width = scale.normalise(explanation.score), explanation.std / scale.span
+    left, middle, right = (
+        min(max(place, 0.0), 1.0) for place in (share - width, share, share + width)
+    )
+    worst, best = (scale.lo, scale.hi) if scale.higher_is_better else (scale.hi, scale.lo)
+    return (
+        f'<div class="gauge"><i style="left:{100 * left:.1f}%;width:{100 * (right - left):.1f}%">'
+        f'</i><u style="left:{100 * middle:.1f}%"></u></div>'
+        f'<div class="ends"><span>{worst:.4g}, worst</span><span>{best:.4g}, best</span></div>'
+    )
 
 
 def _crops(explanation: Explanation) -> str:
@@ -169,11 +192,7 @@ def laid_over(image_HWC: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
     scale = min(1.0, SIDE / max(image_HWC.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image_HWC.shape[:2])
     grey_HWC = resize(image_HWC, width, height).mean(2, keepdims=True)
-    low, high = float(map_hw.min()), float(map_hw.max())
-    unit_hw = (map_hw - low) / (high - low if high > low else 1.0)
-    smooth = Image.fromarray(unit_hw.astype(np.float32)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
+    smooth = Image.fromarray(unit(map_hw)).resize((width, height), Image.Resampling.BILINEAR)
     colour_HWC = colormaps[MAP](np.asarray(smooth))[..., :3] * 255
     return np.rint(0.4 * grey_HWC + 0.6 * colour_HWC).astype(np.uint8)
 

@@ -32,6 +32,7 @@ from dri_iqa.crops import crop_positions, parse_crops
 from dri_iqa.images import ImageError, content_digest, decode, resize, resize_short_side
 
 __all__ = [
+    "NON_FINITE",
     "Picture",
     "Scored",
     "Scorer",
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray"
+NON_FINITE = "the model gave a non-finite score"
+"""The one reason for a row without a score that is the model's fault, not the picture's."""
 MAP_SIDE = 1024
 """Longest side, in pixels, of what the maps are computed from."""
 
@@ -124,7 +127,7 @@ def score_images(
         image_HWC, position_K2 = loaded
         score_K = run.predict(image_HWC, position_K2)
         if not np.isfinite(score_K).all():
-            yield Scored(name=name, score_K=None, error="the model gave a non-finite score")
+            yield Scored(name=name, score_K=None, error=NON_FINITE)
             continue
         drawn = run.maps(image_HWC) if maps else None
         yield Scored(name=name, score_K=score_K, error=None, maps=drawn)
@@ -161,7 +164,8 @@ class Scorer:
             images: paths or URIs, encoded bytes, or uint8 RGB arrays (H, W, 3).
             crops: see `crop_positions`; None takes the bundle's policy (25 random crops).
             batch_size: pictures decoded ahead; scores do not depend on it.
-            maps: add columns `degradation_map` and `quality_map`, float32 arrays.
+            maps: add columns `degradation_map` and `quality_map`, float32 arrays; None for a model
+                without an extractor (the MANIQA baseline).
 
         Returns:
             Columns image (path, or position in the input), score and std over the crops (both on
@@ -206,6 +210,7 @@ class Scorer:
     ) -> Iterator[Scored]:
         """`score_images` with this model: normalised scores of every crop, picture by picture."""
         scoring = self.bundle.scoring
+        has_extractor = cast(Any, self.bundle.model).dre is not None
         return score_images(
             cast(ScoringModel, self.bundle.model),
             images,
@@ -213,7 +218,7 @@ class Scorer:
             crops=scoring.crops if crops is None else crops,
             exif_transpose=scoring.exif_transpose,
             batch_size=batch_size,
-            maps=maps,
+            maps=maps and has_extractor,
             device=self.device,
             precision=self.precision,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,18 +77,44 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self._driver = Chrome(options=options, service=Service(driver))
         self._driver.execute_cdp_cmd("Network.enable", {})
+        self._network(False)
+
+    def _network(self, there: bool) -> None:
+        rate = -1 if there else 0
         self._driver.execute_cdp_cmd(
             "Network.emulateNetworkConditions",
-            {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+            {
+                "offline": not there,
+                "latency": 0,
+                "downloadThroughput": rate,
+                "uploadThroughput": rate,
+            },
         )
 
-    def look(self, page: Path, width: int) -> Look:
-        """Open a page in a window of this width."""
+    @contextmanager
+    def online(self) -> Iterator[Any]:
+        """Inside, the browser reaches servers; yields its driver."""
+        self._network(True)
+        try:
+            yield self._driver
+        finally:
+            self._driver.get("about:blank")
+            self._network(False)
+
+    def until(self, script: str) -> None:
+        """Wait until a script returns something true."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self._driver, 60).until(lambda driver: driver.execute_script(script))
+
+    def look(self, page: Path | str | None, width: int) -> Look:
+        """Open a page (None: the one that is open) in a window of this width."""
         self._driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
         )
-        self._driver.get(page.as_uri())
+        if page is not None:
+            self._driver.get(page.as_uri() if isinstance(page, Path) else page)
         found = self._driver.execute_script(LOOK)
         said = [entry["message"] for entry in self._driver.get_log("browser")]
         return Look(**found, console=said)

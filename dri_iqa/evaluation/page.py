@@ -6,6 +6,7 @@ Everything that comes from data is escaped here, in one place.
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import json
@@ -79,8 +80,10 @@ footer { margin-top: 2rem; color: var(--soft); font-size: .86rem; }
 """
 
 
-def document(title: str, summary: str, body: str, *, style: str = "", legend: str = "") -> str:
-    """A whole page; its content policy forbids scripts and everything that is not in it.
+def document(
+    title: str, summary: str, body: str, *, style: str = "", legend: str = "", script: str = ""
+) -> str:
+    """A whole page; its content policy forbids everything that is not in it.
 
     Args:
         title: plain text.
@@ -88,16 +91,24 @@ def document(title: str, summary: str, body: str, *, style: str = "", legend: st
         body: HTML.
         style: CSS besides `STYLE`.
         legend: plain text for the foot of the page.
+        script: JavaScript, the only one that the policy then allows; it may talk to the page's own
+            server and to nobody else.
     """
-    foot = " ".join(filter(None, ("Made by dri-iqa.", legend, "This page is complete in itself.")))
+    alone = "" if script else "This page is complete in itself."
+    foot = " ".join(filter(None, ("Made by dri-iqa.", legend, alone)))
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'; connect-src 'self'; form-action 'self'"
+        script = f"<script>{script}</script>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f'content="{policy}">'
         f"<title>{text(title)}</title><style>{STYLE}{style}</style></head><body><main>"
         f"<header><h1>{text(title)}</h1><p>{text(summary)}</p></header>{body}"
-        f"<footer>{text(foot)}</footer></main></body></html>\n"
+        f"<footer>{text(foot)}</footer></main>{script}</body></html>\n"
     )
 
 

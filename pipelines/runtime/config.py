@@ -30,6 +30,7 @@ from dri_iqa.config import (
     nearest,
     to_dict,
 )
+from pipelines.runtime.serve_config import ServeConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -287,6 +288,7 @@ class JobConfig(StrictConfig):
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
 
 def compose(job: str, overrides: list[str]) -> JobConfig:

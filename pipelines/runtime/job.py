@@ -235,7 +235,7 @@ def _identity(config: JobConfig) -> dict[str, Any]:
     from pipelines.runtime.cluster import is_attached
 
     values = to_dict(config)
-    for key in ("output", "run", "verbose", "dry_run", "tracking"):
+    for key in ("output", "run", "verbose", "dry_run", "tracking", "serve"):
         values.pop(key)
     values["registry"] = {"name": config.registry.name}
     values["cluster"] = {"attached": is_attached(config.cluster), "workers": config.cluster.workers}

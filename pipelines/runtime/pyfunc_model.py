@@ -1,7 +1,9 @@
 """The registered model, as code: MLflow runs this file where the model is loaded, nothing is unpickled.
 
 Input: a table with the column `image` (encoded bytes, base64 text, or a path). Output: one row per image with
-`image, score, std, error`; a bad image is a row with an error, never an exception.
+`image, score, std, error`; a bad image is a row with an error and without numbers (None), never an exception. With the
+parameter `maps` there are two columns more, `degradation_map` and `quality_map`: base64 text of an 8-bit grey PNG (see
+`dri_iqa.maps.heat`), or None where there is no map, so that `mlflow models serve` can send them as JSON.
 """
 
 from __future__ import annotations
@@ -28,16 +30,26 @@ class RegisteredModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Score each image; `params` may hold `crops` (how many random ones), `policy` instead (`uniform25`,
-        `whole`, …) and `batch_size` (pictures decoded ahead).
+        """Score each image; `params` may hold `crops` (how many random ones; 0 takes the model's own policy),
+        `policy` instead (`uniform25`, `whole`, …), `batch_size` (pictures decoded ahead) and `maps`.
         """
+        from dri_iqa.maps import heat
+
         params = params or {}
         table = self._model.score(
             [_image(value) for value in model_input["image"]],
-            crops=str(params.get("policy") or "") or int(params.get("crops", 25)),
+            crops=str(params.get("policy") or "") or int(params.get("crops", 0)) or None,
             batch_size=int(params.get("batch_size", 64)),
+            maps=bool(params.get("maps", False)),
         )
         table["image"] = table["image"].astype(str)
+        if any(reason is not None for reason in table["error"]):
+            # NaN is no JSON: most clients of a server could not read the answer.
+            numbers = table[["score", "std"]].astype(object)
+            table[["score", "std"]] = numbers.where(numbers.notna(), None)
+        for column in table.columns.intersection(["degradation_map", "quality_map"]):
+            drawn = [None if map_hw is None else heat(map_hw) for map_hw in table[column]]
+            table[column] = pd.Series(drawn, dtype=object)
         return table
 
 

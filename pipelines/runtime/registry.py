@@ -91,13 +91,17 @@ def register(
                     ColSpec(DataType.double, "score"),
                     ColSpec(DataType.double, "std"),
                     ColSpec(DataType.string, "error", required=False),
+                    # With maps=true: base64 text of 8-bit grey PNGs.
+                    ColSpec(DataType.string, "degradation_map", required=False),
+                    ColSpec(DataType.string, "quality_map", required=False),
                 ]
             ),
             params=ParamSchema(
                 [
-                    ParamSpec("crops", DataType.integer, 25),
+                    ParamSpec("crops", DataType.integer, 0),  # the model's own policy
                     ParamSpec("policy", DataType.string, ""),
                     ParamSpec("batch_size", DataType.integer, 64),
+                    ParamSpec("maps", DataType.boolean, False),
                 ]
             ),
         )
