@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dri_iqa import storage
-from pipelines.runtime.tracking import unreachable
+from pipelines.runtime.mlflow_server import unreachable
 
 MUST_AGREE = ("ray", "torch")
 SHARED_MEMORY = "/dev/shm"
