@@ -23,7 +23,7 @@ def height(space: dict[str, Dimension], values: dict[str, float]) -> float:
         assert dial.low
         assert dial.high
         away += (math.log(values[dial.key] / TOP[dial.key]) / math.log(dial.high / dial.low)) ** 2
-    return math.exp(-6 * away)
+    return math.exp(-5 * away)
 
 
 def hill(job: JobConfig, changes: dict[str, float]) -> None:

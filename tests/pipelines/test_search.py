@@ -65,8 +65,9 @@ def test_a_search_started_again_tries_what_an_undisturbed_one_does() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_suggestions_come_within_a_tenth_of_a_known_optimum(seed: int) -> None:
-    space = compose("tune", ["search=thorough"]).search.space
-    algorithm = suggestions(first_point(compose("tune", ["search=thorough"])), seed=seed)
+    job = compose("tune", ["search=thorough"])
+    space, first = job.search.space, first_point(job)
+    algorithm = Suggestions(space, seed=seed, metric="val_srocc", first=first)
     reached = []
     for number in range(30):
         reached.append(height(space, algorithm.suggest(f"t{number}")))
