@@ -38,11 +38,12 @@ def held() -> dict[str, str]:
     Raises:
         RayStateApiException: the State API does not answer.
     """
-    job = ray.get_runtime_context().get_job_id()
-    groups: Any = list_placement_groups(filters=[("state", "!=", "REMOVED")], limit=AT_MOST)
-    actors: Any = list_actors(
-        filters=[("job_id", "=", job), ("state", "!=", "DEAD")], limit=AT_MOST
-    )
+    context = ray.get_runtime_context()
+    job = context.get_job_id()
+    # without an address Ray looks for clusters on this machine, and refuses where there are several
+    where: dict[str, Any] = {"address": context.gcs_address, "limit": AT_MOST}
+    groups: Any = list_placement_groups(filters=[("state", "!=", "REMOVED")], **where)
+    actors: Any = list_actors(filters=[("job_id", "=", job), ("state", "!=", "DEAD")], **where)
     found = {
         group.placement_group_id: f"placement group {group.placement_group_id} ({group.state})"
         for group in groups
