@@ -8,9 +8,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,9 +21,6 @@ from pipelines.runtime.config import digest
 from pipelines.runtime.console import duration
 from pipelines.runtime.job import Job, Result, main
 from pipelines.runtime.tasks import run_tasks
-
-if TYPE_CHECKING:
-    from dri_iqa.scoring import Scorer
 
 SCHEMA = pa.schema(
     [("image", pa.string()), ("score", pa.float64()), ("std", pa.float64()), ("error", pa.string())]
@@ -145,21 +140,15 @@ def _champion(job: Job) -> str:
 def _score_part(model: str, files: list[str], uri: str, crops: int | str) -> dict[str, int]:
     import torch
 
+    from pipelines.runtime.models import loaded
+
     torch.set_num_threads(1)
-    frame = _loaded(model).score(files, crops=crops)
+    frame = loaded(model).score(files, crops=crops)
     table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
     return {"rows": table.num_rows, "failed": table.num_rows - table["error"].null_count}
-
-
-@lru_cache(maxsize=1)
-def _loaded(model: str) -> Scorer:
-    """This process's model, kept from part to part."""
-    from dri_iqa import load_model
-
-    return load_model(model)
 
 
 def steps(job: Job) -> None:
