@@ -24,8 +24,12 @@ BACKOFF_S = 0.2
 """Longest first pause; each further one may be twice as long, up to `MAX_PAUSE_S`."""
 MAX_PAUSE_S = 10.0
 REMOTE_ADVICE = "Check the bucket, AWS_ENDPOINT_URL and the AWS credentials."
-SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+SECRETS = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"),
+    *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+)
 
+_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")
 _PERMANENT = re.compile(
     r"HTTP status (?!408|429)4\d\d|ACCESS_DENIED|NO_SUCH_BUCKET|RESOURCE_NOT_FOUND"
     r"|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|MISSING_AUTHENTICATION"
@@ -61,12 +65,12 @@ def add_retries(count: int) -> None:
 
 
 def redact(text: str) -> str:
-    """Text without the values of the credentials that the environment holds."""
+    """Text without the values of the credentials that the environment holds, or that stand in an address."""
     for name in SECRETS:
         secret = os.environ.get(name, "")
         if len(secret) >= 4:
             text = text.replace(secret, f"<{name}>")
-    return text
+    return _IN_ADDRESS.sub("<credentials>", text)
 
 
 def with_retries(action: Callable[[], T], verb: str, uri: str) -> T:

@@ -29,6 +29,7 @@ def steps(job: Job) -> None:
     if storage.exists(job.summary_uri) and not job.config.dry_run:
         job.console.say("finished before: nothing is trained or tested again")
         show(job, storage.read_json(job.summary_uri))
+        job.catch_up()
         return
     pilots = protocol.estimate or job.config.dry_run
     job.console.steps = 1 + pilots + (0 if job.config.dry_run else 4)

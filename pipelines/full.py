@@ -28,6 +28,7 @@ def steps(job: Job) -> None:
             "finished before: nothing is trained again (another run=NAME or seed=N starts anew)"
         )
         report(job, storage.read_json(job.summary_uri))
+        job.catch_up()
         return
     searched = job.config.search.trials > 0
     job.console.steps = 8 + 2 * searched + job.config.evaluate.yardstick

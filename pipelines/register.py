@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from dri_iqa import storage
@@ -16,8 +17,8 @@ from pipelines.pretrain import pretrain
 from pipelines.runtime import registry
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, git_commit, main
+from pipelines.runtime.mlflow_server import RETRIES, check_server, connect, tracking_uri
 from pipelines.runtime.promotion import CONTROL, Comparison, Tags, rollback, settle
-from pipelines.runtime.tracking import Tracker, check_server
 from pipelines.testing import evaluate, interval
 from pipelines.train import train
 
@@ -82,7 +83,7 @@ def register(job: Job, inputs: Inputs, trained: Result, tested: Result) -> Resul
             settings.name,
             version,
             contest,
-            follow=lambda champion, theirs: point(job, job.tracker, champion, theirs),
+            follow=lambda champion, theirs: point(job, champion, theirs),
             force=settings.force,
         )
         alias, text = decision.alias, decision.text
@@ -95,21 +96,22 @@ def register(job: Job, inputs: Inputs, trained: Result, tested: Result) -> Resul
     return {"version": version, "uri": uri, "model": model, "decision": text}
 
 
-def point(job: Job, tracker: Tracker, champion: str, tags: Tags) -> None:
+def point(job: Job, champion: str, tags: Tags) -> None:
     """Let `champion.json` name the champion, for commands that are given no model."""
     uri = f"models:/{job.config.registry.name}/{champion}"
-    pointer = {"bundle": tags.get("bundle", uri), "model": uri, "tracking": tracker.uri}
+    registry = tracking_uri(job.config.tracking, job.output)
+    pointer = {"bundle": tags.get("bundle", uri), "model": uri, "tracking": registry}
     storage.write_json(storage.join(job.output, "champion.json"), pointer)
 
 
 def go_back(job: Job) -> None:
     """`registry.rollback=true`."""
     check_server(job.config.tracking)
-    tracker = Tracker(job.config.tracking, job.output)
+    os.environ.setdefault(RETRIES, "3")
     text = rollback(
-        tracker.client,
+        connect(job.config.tracking, job.output).client,
         job.config.registry.name,
-        follow=lambda champion, tags: point(job, tracker, champion, tags),
+        follow=lambda champion, tags: point(job, champion, tags),
     )
     job.console.say(f"{job.config.registry.name}: {text}")
 
@@ -123,9 +125,10 @@ def check(job: Job, inputs: Inputs, tested: Result, version: Result) -> Result:
     example = tested["example"]
     source = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
     image = source.open().read(example["image_id"])["bytes"]
-    answer = registry.pull_and_score(
-        version["uri"], job.tracker.uri, image, job.config.evaluate.crops
-    )
+    with job.tracker.needed("pulling the model"):
+        answer = registry.pull_and_score(
+            version["uri"], job.tracker.uri, image, job.config.evaluate.crops
+        )
     if answer["error"] is not None or abs(answer["score"] - example["score"]) > 1e-4:
         raise RuntimeError(
             f"{version['uri']} scores {answer} where the evaluation gave {example['score']:.6f}"
@@ -191,12 +194,13 @@ def steps(job: Job) -> None:
 
 def register_step(job: Job, inputs: Inputs, trained: Result, tested: Result) -> Result:
     """`register` as a step, which is done again where it is forced now and was not before."""
-    return job.step(
-        "register",
-        "register the model",
-        lambda: register(job, inputs, trained, tested),
-        job.config.registry.force or None,
-    )
+
+    def work() -> Result:
+        with job.tracker.needed("registering the model"):
+            return register(job, inputs, trained, tested)
+
+    forced = job.config.registry.force or None
+    return job.step("register", "register the model", work, forced)
 
 
 if __name__ == "__main__":

@@ -4,31 +4,61 @@ from __future__ import annotations
 
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
+from pipelines.runtime.console import duration
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, main
-from pipelines.runtime.search import known_trials, search
+from pipelines.runtime.leftovers import held, left_behind
+from pipelines.runtime.objective import Trainings
+from pipelines.runtime.search import check_cluster, known_trials, search, search_folder
 from pipelines.runtime.trials import METRIC
+from pipelines.search_report import report_search
 
 
 def tune(job: Job, inputs: Inputs) -> Result:
-    """Run the search; returns the best trial's `changes` and a row a trial."""
+    """Run the search; returns the best trial's `changes`, a row a trial, what the search took and what it left."""
+    check_cluster()
     before = known_trials(job.output, job.name)
     if before:
         job.console.say(f"    goes on with {len(before)} trial(s) that a killed search had begun")
-    with job.console.progress("trials") as meter:
+    folder, there = search_folder(job.output, job.name), held()
+    trainings = Trainings(inputs, job.plan, folder=folder, journal=job.journal.name, key=job.name)
+    with trainings, job.console.progress("trials") as meter:
         result = search(
             job.config,
-            inputs,
-            job.plan,
-            name=f"{job.name}",
-            journal=job.journal.name,
+            trainings.objective,
+            concurrent=job.plan.concurrent_trials,
+            name=job.name,
             tracker=job.tracker,
             key=job.name,
             meter=meter,
         )
-    job.tracker.json(job.name, result, "search.json")
+        result["work_seconds"] += trainings.shared_seconds()
+    trainings.delete_checkpoints()
+    result["left"] = left_behind(
+        there, folders=[trainings.checkpoints], checkpoints=trainings.checkpoints
+    )
     show_trials(job, result)
+    show_end(job, result)
+    report_search(job, result)
     return result
+
+
+def show_end(job: Job, result: Result) -> None:
+    """What the search cost beyond its trainings, and whether anything of it is left on the cluster."""
+    took, work = result["seconds"], result["work_seconds"]
+    if work:
+        job.console.say(
+            f"    the search took {duration(took)}: {took / work:.2f} times the bare trainings ({duration(work)})"
+        )
+        job.tracker.metrics(
+            job.name, {"search_seconds": took, "search_seconds_over_trainings": took / work}
+        )
+    if not result["left"]:
+        job.console.say(
+            "    nothing is left of it: no placement group, actor or temporary checkpoint"
+        )
+    for line in result["left"]:
+        job.console.say(f"    error: the search left behind {line}")
 
 
 def show_trials(job: Job, result: Result) -> None:

@@ -33,7 +33,11 @@ class Clock:
 
     def __init__(self) -> None:
         self.epoch, self.window = Span(), Span()
-        self._posted = time.monotonic()
+        self._begun = self._posted = time.monotonic()
+
+    def total(self) -> float:
+        """Seconds since the training began in this process."""
+        return time.monotonic() - self._begun
 
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches; the time until each arrives counts as waiting."""

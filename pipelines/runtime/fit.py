@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,6 +111,7 @@ def fit(
     plan: Plan,
     output: str,
     *,
+    checkpoints: str | None = None,
     journal: str | None = None,
     key: str = "",
     threads: int | None = None,
@@ -122,6 +124,7 @@ def fit(
         spec: what to train.
         plan: what it takes from the cluster.
         output: the job's output folder or URI; results go to `models/`, checkpoints to `checkpoints/`.
+        checkpoints: another folder or URI for checkpoints.
         journal: name of the journal that progress goes to.
         key: the run's key in the journal and in MLflow.
         threads: torch threads per worker; None takes the plan's.
@@ -130,14 +133,15 @@ def fit(
         callbacks: Ray Train callbacks, e.g. the one that reports to Tune.
 
     Returns:
-        Plain data: `uri` of the weights, their `sha256`, `history` (a row of metrics per epoch) and `seconds`.
+        Plain data: `uri` of the weights, their `sha256`, `history` (a row of metrics per epoch), and `seconds`
+        that the process which finished it has trained.
     """
     if done := finished(spec, output):
         return done
     settings = {
         "spec": asdict(spec),
         "target": storage.join(output, "models", spec.name),
-        "checkpoints": storage.join(output, "checkpoints", spec.name),
+        "checkpoints": storage.join(checkpoints or storage.join(output, "checkpoints"), spec.name),
         "journal": journal,
         "key": key,
         "threads": threads or plan.threads,
@@ -147,7 +151,7 @@ def fit(
         "untrained": untrained,
     }
     if ray.is_initialized():
-        _on_workers(settings, spec, plan, output, callbacks)
+        _on_workers(settings, spec, plan, callbacks)
     else:
         _in_this_process(settings)
     done = finished(spec, output)
@@ -160,14 +164,13 @@ def _on_workers(
     settings: dict[str, Any],
     spec: RunSpec,
     plan: Plan,
-    output: str,
     callbacks: Sequence[UserCallback],
 ) -> None:
     """Train on a group of the cluster's workers."""
     resources = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
-    system, place = storage.filesystem(storage.join(output, "checkpoints"))
+    system, place = storage.filesystem(settings["checkpoints"].rpartition("/")[0])
     trainer = TorchTrainer(
         _work,
         train_loop_config=settings,
@@ -238,13 +241,16 @@ def _train(settings: dict[str, Any], host: Host) -> None:
     if settings["untrained"] and host.rank == 0 and not storage.exists(before):
         export(training.stage, spec, before, describe, probe=False)
         training.journal.post(run=training.key, parts=parts_table(spec, describe))
+    begun = time.monotonic()
     history = train(training, host)
+    seconds = time.monotonic() - begun
     if storage.retries():
         training.journal.post(
             run=training.key, say=f"{storage.retries()} requests to storage were repeated"
         )
     if host.rank == 0:
-        result = export(training.stage, spec, settings["target"], describe) | {"history": history}
+        result = export(training.stage, spec, settings["target"], describe)
+        result |= {"history": history, "seconds": round(seconds, 2)}
         if settings["untrained"]:
             draw_restoration(training.stage, spec, settings["target"])
         storage.write_json(storage.join(settings["target"], "result.json"), result)

@@ -22,6 +22,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 
 from dri_iqa import storage
+from pipelines.runtime.leftovers import scratch_prefix
 
 KEPT = 2
 """Checkpoints that a local host keeps."""
@@ -33,6 +34,8 @@ class Host(Protocol):
     rank: int
     world: int
     device: torch.device
+    scratch: str
+    """How the names of temporary folders on this machine begin."""
 
     def latest(self) -> Any:
         """Context manager: a local folder with the latest checkpoint, or None."""
@@ -62,6 +65,7 @@ class RayHost:
 
     def __init__(self, checkpoints: str) -> None:
         self._checkpoints = checkpoints
+        self.scratch = scratch_prefix(checkpoints.rpartition("/")[0])
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
@@ -122,6 +126,7 @@ class LocalHost:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self.scratch = scratch_prefix(str(self.folder.parent))
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         cuda = torch.cuda.is_available()

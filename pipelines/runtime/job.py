@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dri_iqa import storage
 from dri_iqa.config import ConfigError, to_dict
@@ -27,6 +29,9 @@ from pipelines.runtime import config as configuration
 from pipelines.runtime.buckets import check_bucket
 from pipelines.runtime.config import JobConfig
 from pipelines.runtime.console import Console, duration
+
+if TYPE_CHECKING:
+    from pipelines.runtime.tracking import Tracker
 
 Result = dict[str, Any]
 VERSIONED = (
@@ -46,10 +51,12 @@ class Job:
     """A configured job in its folder. `connect()` gives it a cluster, tracking and a journal."""
 
     def __init__(self, config: JobConfig) -> None:
-        self.config = config
+        from pipelines.runtime.mlflow_server import without_credentials
+
         self.console = Console()
         self.output = resolve_output(config.output)
-        self.config = replace(config, output=self.output)
+        tracking = without_credentials(config.tracking)
+        self.config = replace(config, output=self.output, tracking=tracking)
         self.identity = configuration.digest(_identity(config))
         self.name = config.run or f"{config.job}-{config.data.name}-{self.identity[:8]}"
         self.directory = storage.join(self.output, "jobs", self.name)
@@ -61,16 +68,18 @@ class Job:
         """Tracking, Ray, the plan and the journal, for the duration of the block."""
         from pipelines.runtime.cluster import quiet_libraries
         from pipelines.runtime.journal import Journal
-        from pipelines.runtime.tracking import Tracker, check_server
+        from pipelines.runtime.mlflow_server import check_server
 
         quiet_libraries(self.config.verbose)
-        check_server(self.config.tracking)
+        check_server(self.config.tracking, self.directory)
         with contextlib.ExitStack() as stack:
             # A new registry and a new cluster take seconds each, and mostly wait.
             beside = stack.enter_context(ThreadPoolExecutor(1))
-            opened = beside.submit(Tracker, self.config.tracking, self.output)
+            opened = beside.submit(self._open_tracker)
             stack.enter_context(self.attach())
+            stack.enter_context(_terminable())
             self.tracker = opened.result()
+            stack.callback(self._close_tracker)
             self.console.say(f"cluster   {self.plan}")
             self.console.say(f"tracking  {self.tracker.uri}")
             self.journal = Journal(f"journal-{self.name}")
@@ -97,6 +106,25 @@ class Job:
         with connect(self.config.cluster, verbose=self.config.verbose) as totals:
             self.plan = preflight(self.config, self.directory, totals, self.console, table=table)
             yield
+
+    def catch_up(self) -> None:
+        """Deliver what an earlier process of this job, which is finished, could not bring to MLflow."""
+        from pipelines.runtime.tracking import undelivered
+
+        if undelivered(self.config.tracking, self.directory):
+            self.tracker = self._open_tracker()
+            self._close_tracker()
+
+    def _open_tracker(self) -> Tracker:
+        from pipelines.runtime.mlflow_server import spool_folder
+        from pipelines.runtime.tracking import Tracker
+
+        folder = spool_folder(self.config.tracking, self.directory)
+        return Tracker(self.config.tracking, self.output, folder, self.console.say)
+
+    def _close_tracker(self) -> None:
+        if left := self.tracker.close():
+            self.console.say(f"tracking  {left}")
 
     def step(
         self, name: str, title: str, work: Callable[[], Result], identity: Any = None
@@ -230,6 +258,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM ends the process as an interrupt does: runs are closed, and a Ray of its own ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the tidying up
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _identity(config: JobConfig) -> dict[str, Any]:
     """What decides a job's results: everything but where it writes and how loud it is."""
     from pipelines.runtime.cluster import is_attached
@@ -247,10 +293,10 @@ def mendable(error: BaseException | None) -> BaseException | None:
     from dri_iqa.bundle import BundleError
     from dri_iqa.data.records import DataError
     from pipelines.runtime.cluster import ClusterError
+    from pipelines.runtime.mlflow_server import TrackingError
     from pipelines.runtime.preflight import PreflightError
     from pipelines.runtime.promotion import RegistryError
     from pipelines.runtime.snapshots import TrainingError
-    from pipelines.runtime.tracking import TrackingError
 
     ours = (
         ConfigError,

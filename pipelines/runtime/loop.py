@@ -105,7 +105,8 @@ def train(training: Training, host: Host) -> list[Metrics]:
             _finish_epoch(training, host, work, progress, clock, norms)
         leaving = _preempted(training, host, progress)
         if leaving or _checkpoint_due(training, progress):
-            _save(training, host, work, progress, wait=leaving or progress.step == total)
+            last = progress.step == total
+            _save(training, host, work, progress, clock, wait=leaving or last)
     if work.average is not None:
         work.average.copy_to(work.stage)
     if work.best is not None and work.best.epoch:
@@ -282,13 +283,20 @@ def _preempted(training: Training, host: Host, progress: Progress) -> bool:
 
 
 def _save(
-    training: Training, host: Host, work: Optimisation, progress: Progress, *, wait: bool
+    training: Training,
+    host: Host,
+    work: Optimisation,
+    progress: Progress,
+    clock: Clock,
+    *,
+    wait: bool,
 ) -> None:
     """A checkpoint on rank 0; a barrier that every rank passes equally often."""
     folder = None
     sums = _gather(host, progress.sums)
     if host.rank == 0:
-        folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        folder = Path(tempfile.mkdtemp(prefix=host.scratch))
         snapshots.write(folder, work, progress, sums, training.identity)
     latest = dict(progress.history[-1]) if progress.history else {"epoch": 0.0}
+    latest["seconds"] = clock.total()
     host.save(folder, f"step_{progress.step:08d}", latest, wait)

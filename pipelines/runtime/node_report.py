@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dri_iqa import storage
-from pipelines.runtime.tracking import unreachable
+from pipelines.runtime.mlflow_server import unreachable
 
 MUST_AGREE = ("ray", "torch")
 SHARED_MEMORY = "/dev/shm"
@@ -85,11 +85,13 @@ def _store(questions: Questions, node: str) -> str | None:
 
 
 def _state_api() -> str | None:
+    import ray
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException
 
     try:
-        list_nodes(limit=1, timeout=10)
+        # this cluster's, however many run on the machine
+        list_nodes(ray.get_runtime_context().gcs_address, limit=1, timeout=10)
     except (RayStateApiException, ConnectionError, RuntimeError, OSError) as error:
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None

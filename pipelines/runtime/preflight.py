@@ -21,9 +21,9 @@ from pipelines.runtime.cluster import ClusterError, Plan, is_attached
 from pipelines.runtime.config import JobConfig
 from pipelines.runtime.console import Console
 from pipelines.runtime.findings import ADVICE, Finding, judge
+from pipelines.runtime.mlflow_server import has_begun, tracking_uri, unreachable
 from pipelines.runtime.needs import data_needed, hub_problem, stale_data, weights_needed
 from pipelines.runtime.node_report import Questions, Report, report, versions
-from pipelines.runtime.tracking import tracking_uri
 
 ANSWER_S = 90.0
 """How long nodes have to answer; a store that refuses connections is tried for about ten seconds."""
@@ -87,7 +87,7 @@ def inspect(
     questions = Questions(
         store=store,
         token=uuid.uuid4().hex,
-        mlflow=_server(config),
+        mlflow=_server(config, directory),
         weights=weights_needed(config),
         data=data_needed(config, directory),
     )
@@ -144,9 +144,12 @@ def _name(node: dict[str, Any]) -> str:
     return f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
 
 
-def _server(config: JobConfig) -> str | None:
-    uses_one = config.tracking.kind == "server"
-    return tracking_uri(config.tracking, config.output) if uses_one else None
+def _server(config: JobConfig, directory: str) -> str | None:
+    """The address that nodes ask; none where an outage must not stop a job that has begun."""
+    if config.tracking.kind != "server":
+        return None
+    uri = tracking_uri(config.tracking, config.output)
+    return None if has_begun(config.tracking, directory) and unreachable(uri) else uri
 
 
 def _failure(check: str, where: str, problem: str) -> Finding:

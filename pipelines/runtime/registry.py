@@ -77,8 +77,8 @@ def register(
     from mlflow.models.signature import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    run_id = tracker.run(key, "register", parent=parent)
-    client = tracker.client
+    tracker.run(key, "register", parent=parent)
+    run_id, client = tracker.run_id(key), tracker.client
     known = [version for version in _versions(client, name) if version.run_id == run_id]
     if known:
         version = str(known[0].version)

@@ -1,41 +1,37 @@
-"""Search with Ray Tune: every trial is a training run of its own (nested Ray Train), losers are stopped by ASHA.
+"""Search with Ray Tune: Optuna suggests, an objective is run for every suggestion, ASHA stops losers.
 
-Stage 1 depends on the temperature only, so it is trained once per temperature and shared: by trials at the same
-time, by trials later on, and by the final training. What the trials reported is kept as JSON; a search that was
-killed replays it, goes on with the trials that were running from their checkpoints, and unpickles nothing.
+The objective (`objective`, in the real job) reports an epoch at a time. What the trials reported is kept as JSON; a
+search that was killed replays it, goes on with the trials that were running, and unpickles nothing.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from dri_iqa import storage
-from dri_iqa.config import OptimConfig, from_dict, to_dict
-from pipelines.runtime.claims import Claims
-from pipelines.runtime.cluster import TRIAL_CPUS, ClusterError, Plan
-from pipelines.runtime.config import JobConfig, digest, replace_keys
+from dri_iqa.config import to_dict
+from pipelines.runtime.cluster import TRIAL_CPUS, ClusterError
+from pipelines.runtime.config import JobConfig
 from pipelines.runtime.console import Meter
-from pipelines.runtime.fit import Inputs, Result, RunSpec, finished, fit, pretrain_spec, train_spec
+from pipelines.runtime.fit import Result
 from pipelines.runtime.suggestions import Suggestions
 from pipelines.runtime.tracking import Tracker
-from pipelines.runtime.trials import METRIC, TrialLog, TrialReport, summary, trial_key
+from pipelines.runtime.trial import Objective, run_trial
+from pipelines.runtime.trials import METRIC, TrialLog, TrialReport, summary
 
 
 def search(
     config: JobConfig,
-    inputs: Inputs,
-    plan: Plan,
+    objective: Objective,
     *,
+    concurrent: int,
     name: str,
-    journal: str,
     tracker: Tracker,
     key: str,
     meter: Meter,
@@ -44,42 +40,33 @@ def search(
 
     Args:
         config: the job; `config.search` says what is searched and with which budget.
-        inputs: ingested data.
-        plan: resources of one run, and how many trials at a time.
+        objective: what a trial does; pickled to where it runs.
+        concurrent: trials at a time.
         name: folder of the search below `<output>/search`.
-        journal: name of the journal.
         tracker: where each trial gets a nested run.
         key: key of the parent run.
         meter: shows progress.
 
     Returns:
-        `changes` (dotted key -> value of the best trial), `best` and `trials` (rows of plain data).
+        `changes` (dotted key -> value of the best trial), `best` and `trials` (rows of plain data), `seconds` that
+        this process has searched, and `work_seconds`, those of them that the objective reported as work.
 
     Raises:
         ClusterError: there is no cluster (`cluster=none`).
         RuntimeError: no trial got as far as one epoch.
     """
-    if not ray.is_initialized():
-        raise ClusterError("a search needs a cluster\nuse cluster=local, or search=none")
+    check_cluster()
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault(
         "TUNE_DISABLE_SIGINT_HANDLER", "1"
     )  # an interrupt ends the job, not just the search
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the report is ours
-    folder = storage.join(config.output, "search", name)
+    started = time.monotonic()
     log = TrialLog(_log_uri(config.output, name))
     report = TrialReport(log, tracker, key, meter, config)
-    claims: Any = ray.remote(num_cpus=0)(Claims).remote()
-    scratch = storage.join(folder, "tune")
+    scratch = storage.join(search_folder(config.output, name), "tune")
     trial = tune.with_parameters(
-        _trial,
-        config=to_dict(config),
-        inputs=asdict(inputs),
-        plan=asdict(plan),
-        journal=journal,
-        key=key,
-        claims=claims,
-        replay=log.replay(),
+        run_trial, config=to_dict(config), objective=objective, replay=log.replay()
     )
     try:
         tune.Tuner(
@@ -88,7 +75,7 @@ def search(
                 metric=METRIC,
                 mode="max",
                 num_samples=config.search.trials,
-                max_concurrent_trials=plan.concurrent_trials,
+                max_concurrent_trials=concurrent,
                 search_alg=Suggestions(
                     config.search.space,
                     seed=config.seed,
@@ -111,7 +98,6 @@ def search(
             ),
         ).fit()
     finally:
-        ray.kill(claims)
         storage.delete(scratch)
     trials = [summary(name, found, config.search.epochs) for name, found in log.trials.items()]
     done = [found for found in trials if found[METRIC] is not None]
@@ -125,29 +111,29 @@ def search(
             f"the search ended after {report.ended} of {config.search.trials} trials"
         )
     best = max(done, key=lambda found: (not found["stopped_early"], found[METRIC]))
-    return {"changes": best["changes"], "best": best, "trials": trials}
+    return {
+        "changes": best["changes"],
+        "best": best,
+        "trials": trials,
+        "seconds": time.monotonic() - started,
+        "work_seconds": report.work_seconds,
+    }
+
+
+def check_cluster() -> None:
+    """Raises: ClusterError: there is no cluster (`cluster=none`)."""
+    if not ray.is_initialized():
+        raise ClusterError("a search needs a cluster\nuse cluster=local, or search=none")
+
+
+def search_folder(output: str, name: str) -> str:
+    """Where a search keeps what it needs."""
+    return storage.join(output, "search", name)
 
 
 def known_trials(output: str, name: str) -> list[dict[str, float]]:
     """The values of the trials that an earlier run of this search has begun."""
     return TrialLog(_log_uri(output, name)).points()
-
-
-def trial_config(config: JobConfig, changes: dict[str, float]) -> JobConfig:
-    """The job's configuration with a trial's values and a trial's budget: the final training in miniature."""
-    budget = _shortened(config.stage2.optim, "stage2", config.search.epochs)
-    budget["stage2.probe_images"] = 0  # nobody asks a trial's bundle to explain itself
-    if config.search.stage1_epochs is not None:
-        budget |= _shortened(config.stage1.optim, "stage1", config.search.stage1_epochs)
-    if config.search.max_images is not None:
-        budget["stage2.max_images"] = config.search.max_images
-    return replace_keys(config, budget | changes)
-
-
-def _shortened(optim: OptimConfig, stage: str, epochs: int) -> dict[str, Any]:
-    """Fewer epochs under the same curve: a cosine cut off early would favour rates that are too small."""
-    t_max = optim.t_max and max(1, round(optim.t_max * epochs / optim.epochs))
-    return {f"{stage}.optim.epochs": epochs, f"{stage}.optim.t_max": t_max}
 
 
 def first_point(config: JobConfig) -> list[dict[str, float]]:
@@ -169,63 +155,5 @@ def first_point(config: JobConfig) -> list[dict[str, float]]:
     return [point]
 
 
-def _trial(
-    changes: dict[str, float],
-    *,
-    config: dict[str, Any],
-    inputs: dict[str, Any],
-    plan: dict[str, Any],
-    journal: str,
-    key: str,
-    claims: Any,
-    replay: dict[str, dict[str, Any]],
-) -> None:
-    before = replay.get(digest(changes), {"rows": [], "ended": False})
-    for row in before["rows"]:
-        tune.report(row)
-    if before["ended"]:
-        return
-    job = trial_config(from_dict(JobConfig, config), changes)
-    resources = Plan(**plan)
-    data = Inputs(**inputs)
-    threads = max(1, resources.threads // resources.concurrent_trials)
-    pretrained: Any = None
-    if job.stage2.variant != "maniqa":
-        pretrained = _shared_stage1(
-            pretrain_spec(job, data, resources.workers),
-            resources,
-            job.output,
-            threads,
-            claims,
-            digest(changes),
-        )
-    result = fit(
-        train_spec(job, data, resources.workers, pretrained),
-        resources,
-        job.output,
-        journal=journal,
-        key=trial_key(key, changes),
-        threads=threads,
-        callbacks=[TuneReportCallback()],
-    )
-    # Killed between the last epoch and Tune's record of it, the run had nothing left to report by itself.
-    tune.report(result["history"][-1])
-
-
-def _shared_stage1(
-    spec: RunSpec, plan: Plan, output: str, threads: int, claims: Any, owner: str
-) -> Result:
-    """Stage 1 as described: found trained, trained here, or waited for while another trial trains it."""
-    while True:
-        if done := finished(spec, output):
-            return done
-        if ray.get(claims.claim.remote(spec.name, owner)):
-            try:
-                return fit(spec, plan, output, threads=threads)
-            finally:
-                ray.get(claims.release.remote(spec.name))
-        time.sleep(1)
-
-
 def _log_uri(output: str, name: str) -> str:
-    return storage.join(output, "search", name, "trials.json")
+    return storage.join(search_folder(output, name), "trials.json")

@@ -81,6 +81,32 @@ class Suggestions(Searcher):
         raise NotImplementedError
 
 
+def importance(
+    space: dict[str, Dimension], tried: list[tuple[Values, float]], *, seed: int
+) -> dict[str, float]:
+    """How much of the differences between trials each dial explains, by its name: fANOVA over what they reached.
+
+    Args:
+        space: the searched keys.
+        tried: values and what they reached, stopped early or not.
+        seed: of the run.
+
+    Returns:
+        Shares that sum to 1; empty where fewer than four trials, or equal results, tell nothing.
+    """
+    if len(tried) < 4 or len({value for _, value in tried}) < 2:
+        return {}
+    study = optuna.create_study(direction="maximize")
+    keys = {item.key: distribution(item) for item in space.values()}
+    for values, value in tried:
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=keys, value=value))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(
+        seed=seed_of(seed, Purpose.SEARCH, len(tried)) % 2**32
+    )
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(found[item.key]) for name, item in space.items() if item.key in found}
+
+
 def distribution(dimension: Dimension) -> BaseDistribution:
     """A dial's range as Optuna understands it.
 

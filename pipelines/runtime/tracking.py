@@ -1,6 +1,8 @@
 """MLflow through `MlflowClient` only: runs keyed by stable ids, so that a resumed job continues its runs.
 
 The driver is the single writer (workers report through the journal), which is what SQLite needs and a server likes.
+It writes to its own disk (`spool`), and a thread brings that to MLflow (`delivery`): a server that is down, slow or
+restarted costs a job nothing. A database in the output folder is written the same way.
 """
 
 from __future__ import annotations
@@ -10,126 +12,135 @@ import json
 import math
 import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dri_iqa import storage
+from pipelines.runtime.delivery import Delivery, UnknownRunError
+from pipelines.runtime.mlflow_server import (
+    RETRIES,
+    TrackingError,
+    connect,
+    spool_folder,
+    tracking_uri,
+    unreachable,
+)
+from pipelines.runtime.spool import Spool
 
-if TYPE_CHECKING:  # a node's report asks the server and does without the configuration's libraries
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from pipelines.runtime.config import TrackingConfig
 
-KEY_TAG = "dri_iqa.key"
 PICTURES = "probe"
 """Folder of the pictures that a training run draws, below its target and in MLflow."""
-MAX_PARAM = 500  # characters; the full configuration is an artifact
-
-
-class TrackingError(ValueError):
-    """The tracking server cannot be used; the message says where it was looked for and what to do."""
-
-
-def tracking_uri(config: TrackingConfig, output: str) -> str:
-    """The MLflow tracking URI of a job: a server's address, or an SQLite file in a local folder.
-
-    Raises:
-        TrackingError: `tracking=server` without an address.
-    """
-    if config.kind == "server":
-        if not config.uri:
-            raise TrackingError("tracking=server has no address\nadd tracking.uri=http://host:5000")
-        return config.uri
-    folder = str(Path("runs").resolve()) if storage.is_remote(output) else output
-    return f"sqlite:///{local_path(folder) / 'mlflow.db'}"
-
-
-def local_path(uri: str) -> Path:
-    """The absolute path of a local URI."""
-    return Path(storage.filesystem(uri)[1]).resolve()
+AGAIN = "start the server, then the same command again: it goes on where this stopped"
 
 
 class Tracker:
-    """Runs of one job: a parent, and a nested run for each stage and trial."""
+    """Runs of one job: a parent, and a nested run for each stage and trial.
 
-    def __init__(self, config: TrackingConfig, output: str) -> None:
+    Nothing here waits for MLflow or fails with it, but `run_id`, `client` and what is `needed`: records go to a spool
+    on this machine's disk, and a thread delivers them.
+
+    Args:
+        config: where to.
+        output: the job's output.
+        folder: of the spool, see `spool_folder`.
+        say: tells the person about outages.
+
+    Raises:
+        TrackingError: MLflow refuses, or is not there and never was for this job.
+    """
+
+    def __init__(
+        self, config: TrackingConfig, output: str, folder: Path, say: Callable[[str], None]
+    ) -> None:
         self.uri = tracking_uri(config, output)
-        if config.kind == "server":
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        else:
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        from mlflow import MlflowClient  # slow to import; nothing before a job's checks needs it
-        from mlflow.exceptions import MlflowException
-
+        known, server = folder.is_dir(), None
         try:
-            self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            self._experiment = self._ensure_experiment(config, output)
-        except MlflowException as error:
-            raise TrackingError(
-                f"MLflow at {self.uri} refused: {str(error).splitlines()[0]}\ncheck tracking.uri"
-            ) from None
-        self._runs: dict[str, str] = {}
-        self._epochs: dict[str, int] = {}
+            server = connect(config, output)
+        except TrackingError:
+            if not (known and self._unreachable()):
+                raise
+        self._spool = Spool(folder)
+        self._delivery = Delivery(
+            self._spool,
+            lambda: connect(config, output),
+            self._unreachable,
+            say,
+            server,
+            embedded=config.kind == "embedded",
+        )
+        self._runs: set[str] = set()
+
+    @property
+    def client(self) -> MlflowClient:
+        """For what cannot be delivered later.
+
+        Raises:
+            TrackingError: MLflow has not answered so far.
+        """
+        if self._delivery.server is None:
+            raise self._waits("this step needs MLflow")
+        return self._delivery.server.client
 
     def run(
         self, key: str, name: str, parent: str | None = None, params: dict[str, Any] | None = None
-    ) -> str:
-        """The MLflow run with this stable key: found again on resume, created otherwise.
+    ) -> None:
+        """Begin the run with this stable key: found again on resume, created otherwise.
 
         Args:
             key: unique within the experiment, the same every time the same command runs.
             name: what people see.
             parent: key of the run it is nested in.
-            params: logged when the run is created; nested dicts become dotted names.
+            params: logged once; nested dicts become dotted names.
         """
         if key in self._runs:
-            return self._runs[key]
-        found = self.client.search_runs(
-            [self._experiment], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1
-        )
-        if found:
-            run = found[0]
-            self.client.update_run(run.info.run_id, status="RUNNING")
-            self._epochs[key] = int(run.data.metrics.get("epoch", -1))
-        else:
-            tags = {KEY_TAG: key, "mlflow.runName": name}
-            if parent:
-                tags["mlflow.parentRunId"] = self._runs[parent]
-            run = self.client.create_run(self._experiment, tags=tags, run_name=name)
-            self._log_params(run.info.run_id, params or {})
-        self._runs[key] = run.info.run_id
-        return run.info.run_id
+            return
+        self._runs.add(key)
+        flat = {name: str(value) for name, value in _flatten(params or {})}
+        self._post("run", key, name=name, parent=parent, params=flat)
+
+    def run_id(self, key: str) -> str:
+        """MLflow's id of a run that was begun.
+
+        Raises:
+            TrackingError: MLflow does not answer, or has not got this run.
+        """
+        if not self._delivery.drain():
+            raise self._waits(f"the run {key} must be in MLflow")
+        try:
+            return self._delivery.run_id(key)
+        except UnknownRunError as error:
+            raise TrackingError(
+                f"MLflow has {error}: it was deleted\nrestore it, or choose another run=NAME"
+            ) from None
 
     def epoch(self, key: str, epoch: int, metrics: dict[str, float]) -> None:
-        """Metrics of one epoch, once: an epoch that was repeated after a restart is not logged again."""
-        if epoch <= self._epochs.get(key, -1):
-            return
-        self._epochs[key] = epoch
+        """Metrics of one epoch."""
         self.metrics(key, metrics | {"epoch": epoch}, step=epoch)
 
-    def metrics(self, key: str, metrics: dict[str, float], step: int = 0) -> None:
-        """One batch of metrics; non-finite values are dropped, because MLflow's stores refuse some of them."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        batch = [
-            Metric(name, float(value), now, step)
+    def metrics(self, key: str, metrics: dict[str, float], step: int | None = None) -> None:
+        """Metrics of a step, each of them once whoever repeats it; without a step, a result of the run, which may
+        change. Non-finite values are dropped, because MLflow's stores refuse some of them.
+        """
+        values = {
+            name: float(value)
             for name, value in metrics.items()
             if isinstance(value, int | float) and math.isfinite(value)
-        ]
-        if batch:
-            self.client.log_batch(self._runs[key], metrics=batch)
+        }
+        if values:
+            self._post("metrics", key, step=step or 0, again=step is None, values=values)
 
     def tags(self, key: str, tags: dict[str, str]) -> None:
         """Searchable facts about a run."""
-        for name, value in tags.items():
-            self.client.set_tag(self._runs[key], name, value)
+        self._post("tags", key, values=tags)
 
     def text(self, key: str, text: str, path: str) -> None:
         """A text artifact."""
-        self.client.log_text(self._runs[key], text, path)
+        folder, _, name = path.rpartition("/")
+        self._post("artifact", key, file=self._spool.keep_text(text, name), folder=folder or None)
 
     def json(self, key: str, values: Any, path: str) -> None:
         """A JSON artifact."""
@@ -137,16 +148,16 @@ class Tracker:
 
     def file(self, key: str, local_path: str, folder: str | None = None) -> None:
         """A file artifact."""
-        self.client.log_artifact(self._runs[key], local_path, folder)
+        self._post("artifact", key, file=self._spool.keep_copy(local_path), folder=folder)
 
     def folder(self, key: str, local_path: str, folder: str) -> None:
         """All files of a local folder as artifacts."""
-        self.client.log_artifacts(self._runs[key], local_path, folder)
+        self.file(key, local_path, folder)
 
     def end(self, key: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         if key in self._runs:
-            self.client.set_terminated(self._runs[key], status)
+            self._post("end", key, status=status)
 
     @contextlib.contextmanager
     def closing(self, key: str) -> Iterator[None]:
@@ -159,31 +170,52 @@ class Tracker:
             status = "KILLED"
             raise
         finally:
-            for run_key, run_id in self._runs.items():
-                if run_key == key or run_key.startswith(key + "/"):
-                    with contextlib.suppress(
-                        Exception
-                    ):  # the outcome of the job is what must be seen
-                        if self.client.get_run(run_id).info.status == "RUNNING":
-                            self.client.set_terminated(run_id, status)
+            self._post("close", key, status=status)
 
-    def _ensure_experiment(self, config: TrackingConfig, output: str) -> str:
-        existing = self.client.get_experiment_by_name(config.experiment)
-        if existing is not None:
-            return existing.experiment_id
-        location = None
-        if config.kind == "embedded":
-            location = storage.join(output, "mlartifacts")
-            if not storage.is_remote(output):
-                location = local_path(location).as_uri()
-        return self.client.create_experiment(config.experiment, artifact_location=location)
+    @contextlib.contextmanager
+    def needed(self, what: str) -> Iterator[None]:
+        """A block that speaks with MLflow itself; what was recorded before is there then.
 
-    def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
-        from mlflow.entities import Param
+        Raises:
+            TrackingError: MLflow does not answer, before or in the block.
+        """
+        if not self._delivery.drain():
+            raise self._waits(f"{what} needs MLflow")
+        before = os.environ.get(RETRIES)
+        os.environ[RETRIES] = "3" if before in (None, "0") else before
+        try:
+            yield
+        except Exception as error:
+            if (reason := self._unreachable()) is None or isinstance(error, TrackingError):
+                raise
+            raise TrackingError(
+                f"{what} needs MLflow, which does not answer at {self.uri}: {reason}\n{AGAIN}"
+            ) from None
+        finally:
+            if before is None:
+                del os.environ[RETRIES]
+            else:
+                os.environ[RETRIES] = before
 
-        flat = [Param(name, str(value)[:MAX_PARAM]) for name, value in _flatten(params)]
-        for start in range(0, len(flat), 100):  # the store's limit per call
-            self.client.log_batch(run_id, params=flat[start : start + 100])
+    def close(self) -> str | None:
+        """Deliver what is left, if MLflow answers; else a sentence about what waits and where."""
+        done = self._delivery.close()
+        self._spool.close()
+        if done:
+            return None
+        return f"{self._delivery.outage()}\n    kept in {self._spool.folder}; {AGAIN}"
+
+    def _waits(self, what: str) -> TrackingError:
+        return TrackingError(
+            f"{what}: {self._delivery.outage()}\n{AGAIN}; the records lie in {self._spool.folder}"
+        )
+
+    def _unreachable(self) -> str | None:
+        return None if self.uri.startswith("sqlite:") else unreachable(self.uri)
+
+    def _post(self, op: str, key: str, **values: Any) -> None:
+        record = {"op": op, "key": key, "time": int(time.time() * 1000), **values}
+        self._spool.append(record, sync=op != "metrics")
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -194,26 +226,11 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def check_server(config: TrackingConfig) -> None:
-    """Whether an MLflow server answers where one is named: worth knowing before a cluster is started.
-
-    Raises:
-        TrackingError: `tracking=server` without an address, or nothing answers there.
-    """
-    if config.kind != "server":
-        return
-    uri = tracking_uri(config, "")
-    if reason := unreachable(uri):
-        raise TrackingError(
-            f"no MLflow server answers at {uri}: {reason}\n"
-            "start one with `mlflow server --host 127.0.0.1 --port 5000`, or use tracking=embedded"
-        )
-
-
-def unreachable(uri: str) -> str | None:
-    """Why the MLflow server at an address does not answer this machine; None where it does."""
-    try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5) as answer:
-            return None if answer.status == 200 else f"HTTP {answer.status}"
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
+def undelivered(config: TrackingConfig, directory: str) -> bool:
+    """Whether an earlier process of a job left records that MLflow has not got."""
+    folder = spool_folder(config, directory)
+    if not folder.is_dir():
+        return False
+    spool = Spool(folder)
+    spool.close()
+    return spool.waiting > 0

@@ -71,6 +71,12 @@ class TrialReport(tune.Callback):
         self._epochs: dict[str, int] = {}
         self.ended = 0
         """Trials that are over, for whatever reason."""
+        self._work: dict[str, float] = {}
+
+    @property
+    def work_seconds(self) -> float:
+        """Time that the trials of this process have worked; what was replayed has cost nothing."""
+        return sum(self._work.values())
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune stores its set-up beside the search; a new driver brings a report of its own
@@ -85,6 +91,7 @@ class TrialReport(tune.Callback):
         self._log.row(trial.config, row)
         self._tracker.epoch(trial_key(self._key, trial.config), epoch, row)
         self._epochs[name] = epoch
+        self._work[name] = max(self._work.get(name, 0.0), float(result.get("seconds", 0.0)))
         self._show(f"trial {name} epoch {epoch}: {METRIC} {row[METRIC]:.3f}")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

@@ -67,6 +67,8 @@ def test_every_step_ran_and_said_so(finished) -> None:
         "Test: pseudo scores",
         "registered model",
         "version 1 is the champion: the first of dri-iqa",
+        "times the bare trainings",
+        "nothing is left of it: no placement group, actor or temporary checkpoint",
     ):
         assert words in printed
     assert "dri-iqa score photo.jpg" in printed
@@ -113,11 +115,22 @@ def test_runs_are_nested_finished_and_hold_what_a_reader_needs(
         "config.yaml",
         "versions.json",
         "search.json",
+        "search",
         "summary.json",
         "figures",
         "inputs.json",
     } <= artifacts
     stage2 = next(run for run in runs if run.info.run_name == "stage2")
+    found = finished.summary["search"]
+    trained = load_bundle(finished.summary["bundle"]).meta["config"]
+    for key, value in found["changes"].items():
+        assert stage2.data.params[key] == str(value), "what is trained and registered is the best"
+        node: Any = trained
+        for part in key.split("."):
+            node = node[part]
+        assert node == value
+    assert found["left"] == []
+    assert not list(finished.output.glob("search/*/checkpoints/**/*.*"))
     history = client.get_metric_history(stage2.info.run_id, "val_srocc")
     assert [metric.step for metric in history] == [1, 2, 3]
     pulls = [name for name in stage2.data.metrics if name.startswith("grad_dre_")]

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +33,7 @@ from pipelines.runtime.job import Job, Result, run
 from pipelines.runtime.promotion import Comparison, RegistryError, Tags, rollback, settle
 from pipelines.testing import evaluate
 from tests.pipelines import jobs
+from tests.servers.mlflow_server import MlflowServer
 from tests.tiny import tiny_model
 
 GROUPS = np.repeat(np.arange(12), 5)
@@ -97,38 +93,9 @@ def test_only_the_same_test_of_the_same_scores_is_compared() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server on SQLite."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env=jobs.environment(),
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            alive = process.poll() is None and time.monotonic() < deadline
-            assert alive, (folder / "log").read_text()
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    started = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    yield started.address
+    started.kill()
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
         seed: which of them do, by their order of arrival.
         kinds: the ways in which they fail.
         stall_s: how long a stalled connection hangs before it is closed.
+        port: where it listens; 0 takes a free one.
     """
 
     daemon_threads = True
@@ -44,8 +45,9 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
         seed: int = 0,
         kinds: tuple[str, ...] = FAULTS,
         stall_s: float = 20.0,
+        port: int = 0,
     ) -> None:
-        super().__init__(("127.0.0.1", 0), _Exchange)
+        super().__init__(("127.0.0.1", port), _Exchange)
         parts = urlsplit(upstream)
         self.upstream = (str(parts.hostname), int(parts.port or 80))
         self.rate, self.seed, self.kinds, self.stall_s = rate, seed, kinds, stall_s
