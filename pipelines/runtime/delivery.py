@@ -1,8 +1,8 @@
 """Bringing spooled records to MLflow: in order, in batches, each metric of each step once, from a thread of its own.
 
 MLflow's metrics are append-only, and a request whose answer was lost may have been carried out. So nothing is sent
-blindly a second time: after a failure, and for runs that this process did not create, the server is asked what it has
-of (run, metric, step), and only what is missing goes out.
+blindly a second time: after a call that failed, and for runs that this process did not create, the server is asked what
+it has of (run, metric, step), and only what is missing goes out.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ COLLECT_S = 1.0
 """Records of this long go out together."""
 PAUSES_S = (1.0, 2.0, 5.0)
 """Between two attempts while the server is down; the last one repeats."""
-TRIES, PATIENCE_S = 4, 30.0
-"""How often in a row, and for how long, somebody who waits for the delivery lets it fail."""
+TRIES, TRY_S, PATIENCE_S = 8, 0.5, 30.0
+"""How often in a row, how far apart and for how long somebody who waits for the delivery lets it fail."""
 ARTIFACT_TRIES = 5
 """Times that an artifact is tried while MLflow itself answers."""
 _WAITS = (401, 403, 408, 429)
@@ -74,7 +74,7 @@ class Delivery:
         self._ids: dict[str, str] = {}
         self._fresh: set[str] = set()
         self._has: dict[tuple[str, str], dict[int, float]] = {}
-        self._alone = self._stuck = 0
+        self._alone = self._stuck = self._reads = 0
         self._failures = 0
         self._asked = self._answered = 0
         self._stop = False
@@ -84,15 +84,14 @@ class Delivery:
 
     def drain(self) -> bool:
         """Try at once, and again while that helps; whether everything has arrived."""
-        deadline, tries, waiting = time.monotonic() + PATIENCE_S, 0, self._spool.waiting
+        deadline, tries, got = time.monotonic() + PATIENCE_S, 0, (self._spool.waiting, self._reads)
         while True:
             self._try()
-            left = self._spool.waiting
-            tries = 0 if left < waiting else tries + 1
-            if not left or tries >= TRIES or time.monotonic() > deadline:
-                return not left
-            waiting = left
-            time.sleep(PAUSES_S[0])
+            before, got = got, (self._spool.waiting, self._reads)
+            tries = 0 if got != before else tries + 1
+            if not got[0] or tries >= TRIES or time.monotonic() > deadline:
+                return not got[0]
+            time.sleep(TRY_S)
 
     def close(self) -> bool:
         """Try a last time and end the thread; whether everything has arrived."""
@@ -153,7 +152,6 @@ class Delivery:
                 self._send(batch)
                 self._spool.arrived(batch)
             except Exception as error:
-                self._forget()
                 if self._never(error):
                     self._refused(batch, error)
                     continue
@@ -201,12 +199,6 @@ class Delivery:
         records = "1 record waits" if count == 1 else f"{count} records wait"
         return f"MLflow does not answer since {clock}, {records} ({self.reason})"
 
-    def _forget(self) -> None:
-        """After a failure nobody knows what the server has."""
-        self._ids.clear()
-        self._fresh.clear()
-        self._has.clear()
-
     def _never(self, error: Exception) -> bool:
         """Whether sending a record again would bring the same answer."""
         from mlflow.exceptions import MlflowException, RestException
@@ -249,22 +241,34 @@ class Delivery:
         from mlflow.entities import Metric
 
         rows: dict[str, list[Metric]] = {}
+        sent: dict[tuple[str, str], dict[int, float]] = {}
         for record in batch:
             run, step, again = self.run_id(record["key"]), record["step"], record["again"]
             for name, value in record["values"].items():
-                has = self._known(run, name)
-                if step in has and (not again or has[step] == value):
+                has, steps = self._known(run, name), sent.setdefault((run, name), {})
+                known = steps.get(step, has.get(step))
+                if known is not None and (not again or known == value):
                     continue
-                has[step] = value
+                steps[step] = value
                 rows.setdefault(run, []).append(Metric(name, value, record["time"], step))
-        for run, metrics in rows.items():
-            for start in range(0, len(metrics), METRICS_A_CALL):
-                self._client.log_batch(run, metrics=metrics[start : start + METRICS_A_CALL])
+        try:
+            for run, metrics in rows.items():
+                for start in range(0, len(metrics), METRICS_A_CALL):
+                    self._client.log_batch(run, metrics=metrics[start : start + METRICS_A_CALL])
+        except Exception:
+            # Nobody knows which of these the server has now; all else that was read stays true.
+            for names in sent:
+                del self._has[names]
+            self._fresh -= rows.keys()
+            raise
+        for names, steps in sent.items():
+            self._has[names].update(steps)
 
     def _known(self, run: str, name: str) -> dict[int, float]:
         """Steps of a metric that the server has, and their values."""
         if (run, name) not in self._has:
             rows = [] if run in self._fresh else self._client.get_metric_history(run, name)
+            self._reads += 1
             self._has[run, name] = {row.step: row.value for row in rows}
         return self._has[run, name]
 

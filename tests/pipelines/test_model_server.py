@@ -46,7 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tracking(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A registry in which version 1 of dri-iqa is that bundle."""
     output = str(tmp_path_factory.mktemp("registry"))
-    tracker = Tracker(TrackingConfig(), output)
+    tracker = Tracker(TrackingConfig(), output, Path(output) / "spool", print)
     tracker.run("job", "job")
     version = registry.register(
         tracker,
