@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,6 +146,31 @@ def check_server(config: TrackingConfig, directory: str | None = None) -> None:
             f"no MLflow server answers at {uri}: {reason}\n"
             "start one with `mlflow server --host 127.0.0.1 --port 5000`, or use tracking=embedded"
         )
+
+
+@contextlib.contextmanager
+def speaking_to(uri: str) -> Iterator[None]:
+    """In the block, this MLflow is the one that `models:/...` and functions without an address mean.
+
+    MLflow resolves such a URI with the process's registry, also where a call names another one; and setting that
+    leaves variables in the environment, which are put back.
+    """
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
+        mlflow.set_registry_uri(None)  # pyright: ignore[reportArgumentType]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def unreachable(uri: str) -> str | None:

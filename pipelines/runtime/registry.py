@@ -6,6 +6,7 @@ needs only the pinned requirements below.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 from dri_iqa import storage
 from pipelines.runtime.cluster import ROOT
+from pipelines.runtime.mlflow_server import speaking_to
 from pipelines.runtime.promotion import RegistryError
 from pipelines.runtime.tracking import Tracker
 
@@ -108,27 +110,21 @@ def register(
         with tempfile.TemporaryDirectory() as folder:
             local = _localise(bundle, Path(folder) / "bundle")
             (Path(folder) / "MODEL_CARD.md").write_text(card)
-            previous = mlflow.get_tracking_uri()
             os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-            mlflow.set_tracking_uri(tracker.uri)
-            mlflow.set_registry_uri(tracker.uri)
-            try:
-                with mlflow.start_run(run_id=run_id):
-                    info = mlflow.pyfunc.log_model(
-                        name="model",
-                        python_model=str(PYFUNC),
-                        artifacts={
-                            "bundle": str(local),
-                            "card": str(Path(folder) / "MODEL_CARD.md"),
-                        },
-                        code_paths=[str(ROOT / "dri_iqa")],
-                        signature=signature,
-                        input_example=pd.DataFrame({"image": [example]}),
-                        pip_requirements=requirements(),
-                        registered_model_name=name,
-                    )
-            finally:
-                mlflow.set_tracking_uri(previous)
+            with speaking_to(tracker.uri), mlflow.start_run(run_id=run_id):
+                info = mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=str(PYFUNC),
+                    artifacts={
+                        "bundle": str(local),
+                        "card": str(Path(folder) / "MODEL_CARD.md"),
+                    },
+                    code_paths=[str(ROOT / "dri_iqa")],
+                    signature=signature,
+                    input_example=pd.DataFrame({"image": [example]}),
+                    pip_requirements=requirements(),
+                    registered_model_name=name,
+                )
         version = str(info.registered_model_version)
     for tag, value in tags.items():
         client.set_model_version_tag(name, version, tag, value)
@@ -155,6 +151,7 @@ def pull_and_score(model: str, tracking_uri: str, image: bytes, crops: int | str
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {
         "MLFLOW_TRACKING_URI": tracking_uri,
+        "MLFLOW_REGISTRY_URI": tracking_uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "DRI_IQA_CHECK_MODEL": model,
         "DRI_IQA_CHECK_CROPS": str(crops),
@@ -183,17 +180,15 @@ def fetch_bundle(uri: str, tracking_uri: str | None = None) -> str:
     The registry is `tracking_uri`, else the one that MLFLOW_TRACKING_URI names, else the embedded one in `./runs` or
     the project's `runs`.
     """
-    import mlflow
     from mlflow.artifacts import download_artifacts
 
     if tracking_uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
         for folder in (Path.cwd() / "runs", ROOT / "runs", Path.home() / "dri-iqa" / "runs"):
             if (folder / "mlflow.db").exists():
-                mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+                tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
                 break
-    folder = Path(
-        download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    )
+    with contextlib.nullcontext() if tracking_uri is None else speaking_to(tracking_uri):
+        folder = Path(download_artifacts(artifact_uri=uri))
     return str(folder / "artifacts" / "bundle")
 
 
@@ -208,12 +203,10 @@ def copy_bundle(tracker: Tracker, name: str, version: str, target: str) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            local = download_artifacts(
-                artifact_uri=f"models:/{name}/{version}",
-                dst_path=folder,
-                tracking_uri=tracker.uri,
-                registry_uri=tracker.uri,
-            )
+            with speaking_to(tracker.uri):
+                local = download_artifacts(
+                    artifact_uri=f"models:/{name}/{version}", dst_path=folder
+                )
         except (MlflowException, OSError) as error:
             raise RegistryError(
                 f"{name} version {version} cannot be fetched: {str(error).splitlines()[0]}\n"

@@ -19,11 +19,16 @@ class MlflowServer:
     """A running server.
 
     Args:
-        folder: keeps its database, artifacts and log.
+        folder: keeps its database and log.
+        artifacts: folder or URI to which artifacts go, through the server; below `folder` without it.
+        variables: what the server's environment has besides.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, artifacts: str = "", variables: dict[str, str] | None = None
+    ) -> None:
+        self._folder, self._variables = folder, variables or {}
+        self._artifacts = artifacts or str(folder / "artifacts")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -35,14 +40,14 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--workers", "1", "--port", str(self._port)]
         command += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command += ["--artifacts-destination", self._artifacts]
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                env=jobs.environment(),
+                env=jobs.environment() | self._variables,
                 start_new_session=True,
             )
         deadline = time.monotonic() + 180
