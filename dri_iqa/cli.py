@@ -88,6 +88,10 @@ def score(
         str | None, typer.Option(help="Write here (file or s3:// URI) instead of to stdout.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 (faster).")] = "fp32",
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the network first: for thousands of pictures."),
+    ] = False,
 ) -> None:
     """Score pictures: one row each with score, spread over the crops, and error."""
     from dri_iqa.scoring import load_model
@@ -97,7 +101,7 @@ def score(
     if form is Format.parquet and out is None:
         raise ValueError("parquet is a binary format\nGive --out FILE.parquet")
     found = list(dict.fromkeys(_expand(paths)))
-    scorer = load_model(model or default_model(), precision=precision)
+    scorer = load_model(model or default_model(), precision=precision, compile=compile)
     rows = []
     for row in with_progress(scorer.iter_rows(found, crops=policy), len(found)):
         rows.append({**row, "model": scorer.name})

@@ -13,6 +13,7 @@ Shape suffixes: B crops, C channels, H height, W width, K crops of one picture.
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -142,12 +143,20 @@ class Scorer:
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: str | torch.device = "cpu", precision: str = "fp32"
+        self,
+        bundle: Bundle,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        compile: bool = False,
     ) -> None:
         self.bundle = bundle
         self.device = torch.device(device)
         self.precision = precision
         bundle.model.to(self.device)
+        if compile:
+            _check_compiler()
+            bundle.model.compile()
         self.name = f"{bundle.score.name}@{bundle.digest[:12]}"
 
     def score(
@@ -241,6 +250,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     precision: str = "fp32",
+    compile: bool = False,
 ) -> Scorer:
     """Load a model that scores pictures.
 
@@ -249,13 +259,25 @@ def load_model(
             package reads, e.g. `models:/dri-iqa@champion` with MLflow.
         device: default: a GPU where there is one.
         precision: `fp32`, or `bf16` for autocast.
+        compile: compile the network with torch.compile at its first picture, which takes a minute or
+            so and pays for thousands of pictures; last digits of scores may differ.
 
     Raises:
         BundleError: no such model, or a damaged one; the message says which.
+        ValueError: `compile` on a machine without a C++ compiler.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Scorer(load_bundle(uri, device=device), device=device, precision=precision)
+    bundle = load_bundle(uri, device=device)
+    return Scorer(bundle, device=device, precision=precision, compile=compile)
+
+
+def _check_compiler() -> None:
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ValueError(
+            "compile: torch.compile needs a C++ compiler and found none\n"
+            "Install g++, or score without compiling."
+        )
 
 
 class _Runner:

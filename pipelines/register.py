@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from dri_iqa import storage
@@ -18,7 +19,7 @@ from pipelines.runtime import registry
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, git_commit, main
 from pipelines.runtime.mlflow_server import RETRIES, check_server, connect, tracking_uri
-from pipelines.runtime.promotion import CONTROL, Comparison, Tags, rollback, settle
+from pipelines.runtime.promotion import CONTROL, Comparison, RegistryError, Tags, rollback, settle
 from pipelines.testing import evaluate, interval
 from pipelines.train import train
 
@@ -84,6 +85,7 @@ def register(job: Job, inputs: Inputs, trained: Result, tested: Result) -> Resul
             version,
             contest,
             follow=lambda champion, theirs: point(job, champion, theirs),
+            say=job.console.say,
             force=settings.force,
         )
         alias, text = decision.alias, decision.text
@@ -105,13 +107,21 @@ def point(job: Job, champion: str, tags: Tags) -> None:
 
 
 def go_back(job: Job) -> None:
-    """`registry.rollback=true`."""
+    """`registry.rollback=true`.
+
+    Raises:
+        RegistryError: nothing was registered there, or there is nothing to go back to.
+    """
     check_server(job.config.tracking)
+    place = tracking_uri(job.config.tracking, job.output)
+    if place.startswith("sqlite:///") and not Path(place.removeprefix("sqlite:///")).exists():
+        raise RegistryError(f"nothing was registered at {place}\ncheck output and tracking.uri")
     os.environ.setdefault(RETRIES, "3")
     text = rollback(
         connect(job.config.tracking, job.output).client,
         job.config.registry.name,
         follow=lambda champion, tags: point(job, champion, tags),
+        say=job.console.say,
     )
     job.console.say(f"{job.config.registry.name}: {text}")
 

@@ -39,13 +39,14 @@ def score(job: Job) -> Result:
     model, crops = _model(job), job.config.evaluate.crops
     # The model by its content: an alias, or a folder, may hold another one tomorrow.
     content = storage.sha256(storage.join(model, "config.json"))
-    prefix = storage.join(config.output, f"scores-{digest([content, crops])}-")
+    network = (config.precision, config.compile)
+    prefix = storage.join(config.output, f"scores-{digest([content, crops, *network])}-")
     scored, failed = _scored(config.output, prefix)
     rows = len(scored)
     missing = [uri for uri in files if uri not in scored]
     size = config.images_per_table
     parts = [missing[start : start + size] for start in range(0, len(missing), size)]
-    calls = [(model, part, f"{prefix}{digest(part)}.parquet", crops) for part in parts]
+    calls = [(model, part, f"{prefix}{digest(part)}.parquet", crops, *network) for part in parts]
     started, new = time.monotonic(), 0
     with job.console.progress(f"{len(missing)} images") as meter:
         for table in run_tasks(_score_part, calls, cpus=min(1.0, job.plan.total_cpus)):
@@ -137,13 +138,15 @@ def _champion(job: Job) -> str:
     return json.loads(storage.read_bytes(pointer))["bundle"]
 
 
-def _score_part(model: str, files: list[str], uri: str, crops: int | str) -> dict[str, int]:
+def _score_part(
+    model: str, files: list[str], uri: str, crops: int | str, precision: str, compile: bool
+) -> dict[str, int]:
     import torch
 
     from pipelines.runtime.models import loaded
 
     torch.set_num_threads(1)
-    frame = loaded(model).score(files, crops=crops)
+    frame = loaded(model, precision, compile).score(files, crops=crops)
     table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)

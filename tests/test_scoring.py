@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from dri_iqa.bundle import Bundle, ScoreScale, ScoringPolicy
 from dri_iqa.config import (
@@ -259,6 +261,22 @@ def test_maps_of_the_whole_picture(scorer: Scorer) -> None:
     assert table.degradation_map[0].shape == table.quality_map[0].shape == (4, 6)
     assert table.quality_map[0].dtype == np.float32
     assert table.quality_map[1] is None
+
+
+def test_compiled_it_scores_alike(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [picture(seed) for seed in range(3)]
+    model = build_model(TINY, backbone_weights=False).eval()
+    model.load_state_dict(scorer.bundle.model.state_dict())
+    compiled = Scorer(replace(scorer.bundle, model=model), compile=True)
+    counters.clear()
+    found = compiled.score(pictures, crops=4)
+    assert counters["stats"]["unique_graphs"], "it was compiled"
+    assert not counters["graph_break"]
+    expected = scorer.score(pictures, crops=4)
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-3)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"C\+\+ compiler"):
+        Scorer(scorer.bundle, compile=True)
 
 
 def test_settings_are_checked_and_the_model_must_be_in_evaluation_mode(scorer: Scorer) -> None:

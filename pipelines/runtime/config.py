@@ -259,6 +259,10 @@ class ScoreConfig(StrictConfig):
     """Bundle or `models:/` URI; None takes the registry's champion."""
     images_per_table: int = 256
     """Images that one task scores and one Parquet table holds; what a kill can cost."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network; bf16 is faster, its last digits differ."""
+    compile: bool = False
+    """Compile the network in every worker with torch.compile: for many thousands of images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:  # it imports torch
 
 
 @lru_cache(maxsize=1)
-def loaded(bundle: str) -> Scorer:
+def loaded(bundle: str, precision: str, compile: bool) -> Scorer:
     """The bundle at a folder or URI; the same object as long as nothing else is asked for."""
     from dri_iqa import load_model
 
-    return load_model(bundle)
+    return load_model(bundle, precision=precision, compile=compile)

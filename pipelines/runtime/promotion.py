@@ -28,8 +28,8 @@ FLAG = "dri_iqa.deciding."
 PATIENCE_S = 300.0
 """How long a decision may take before it counts as abandoned by a process that died: it is some fifteen requests, each
 of which may be repeated for a minute where the server is slow."""
-PAUSE_S = 0.1
-"""Between two looks at whether others are deciding."""
+PAUSE_S, QUIET_S = 0.1, 5.0
+"""Between two looks at whether others are deciding, and how long that goes unmentioned."""
 
 Tags = dict[str, str]
 
@@ -65,6 +65,7 @@ def settle(
     contest: Callable[[str, Tags], Comparison],
     *,
     follow: Callable[[str, Tags], None],
+    say: Callable[[str], None],
     force: bool = False,
 ) -> Decision:
     """Decide once whether a version becomes the champion.
@@ -78,6 +79,7 @@ def settle(
         version: the candidate.
         contest: compares it with the champion, which is given by version and tags; may take its time.
         follow: told the new champion's version and tags while nobody else can change it.
+        say: tells the person whom this waits for.
         force: make it the champion whatever the contest says; the overruled result is recorded.
     """
     while not _decided(client, name, version, force):
@@ -88,7 +90,7 @@ def settle(
             found = None
         else:
             found = contest(champion, _tags(client, name, champion))
-        with alone(client, name):
+        with alone(client, name, say):
             if _holder(client, name, CHAMPION) != champion or _decided(
                 client, name, version, force
             ):
@@ -105,7 +107,13 @@ def settle(
     return _told(client, name, version)
 
 
-def rollback(client: MlflowClient, name: str, *, follow: Callable[[str, Tags], None]) -> str:
+def rollback(
+    client: MlflowClient,
+    name: str,
+    *,
+    follow: Callable[[str, Tags], None],
+    say: Callable[[str], None],
+) -> str:
     """Make the previous champion the champion again, and the one that it had replaced the previous one.
 
     Returns:
@@ -118,7 +126,7 @@ def rollback(client: MlflowClient, name: str, *, follow: Callable[[str, Tags], N
         raise RegistryError(
             f"the registry holds no model {name}\ncheck registry.name, output and tracking.uri"
         )
-    with alone(client, name):
+    with alone(client, name, say):
         champion, previous = (_holder(client, name, alias) for alias in (CHAMPION, PREVIOUS))
         if previous is None:
             raise RegistryError(
@@ -138,7 +146,7 @@ def rollback(client: MlflowClient, name: str, *, follow: Callable[[str, Tags], N
 
 
 @contextlib.contextmanager
-def alone(client: MlflowClient, name: str) -> Iterator[None]:
+def alone(client: MlflowClient, name: str, say: Callable[[str], None]) -> Iterator[None]:
     """Nobody else is inside a block of this registered model, on whatever machine.
 
     MLflow has neither locks nor compare-and-set, so this is Burns and Lamport's one-bit algorithm on tags of the
@@ -148,6 +156,17 @@ def alone(client: MlflowClient, name: str) -> Iterator[None]:
     """
     mine = FLAG + uuid.uuid4().hex
     since: dict[str, float] = {}
+    mention = time.monotonic() + QUIET_S
+
+    def wait() -> None:
+        nonlocal mention
+        if time.monotonic() > mention:
+            mention = float("inf")
+            say(
+                f"    waiting for another job's decision about {name}; "
+                f"if it has died, for {PATIENCE_S / 60:.0f} minutes"
+            )
+        time.sleep(PAUSE_S)
 
     def others() -> set[str]:
         nonlocal since
@@ -174,10 +193,10 @@ def alone(client: MlflowClient, name: str) -> Iterator[None]:
                 break
             client.delete_registered_model_tag(name, mine)
             while lower():
-                time.sleep(PAUSE_S)
+                wait()
         # A lower flag that is raised now waits for this one; waiting for that as well would never end.
         while greater():
-            time.sleep(PAUSE_S)
+            wait()
         yield
     finally:
         client.delete_registered_model_tag(name, mine)

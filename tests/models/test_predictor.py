@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dri_iqa.config import PredictorConfig
-from dri_iqa.models.fusion import ConvolutionalFusion, TransposedAttention
+from dri_iqa.models import fusion
+from dri_iqa.models.fusion import WIDE, ConvolutionalFusion, TransposedAttention
 from dri_iqa.models.predictor import Predictor, WeightedHead
 from dri_iqa.models.swin import Swin, WindowAttention
 
@@ -40,15 +41,32 @@ def test_transposed_attention_follows_its_formula(maniqa_compat: bool, guided: b
     assert torch.allclose(block(x, guide if guided else None), expected, atol=1e-5)
 
 
+def test_wide_attention_in_bf16_is_as_exact_as_the_fused_one(monkeypatch: pytest.MonkeyPatch):
+    """Which takes other products, written for narrow heads."""
+    torch.manual_seed(0)
+    block = TransposedAttention(WIDE, dropout=0.0).eval()
+    x, guide = torch.randn(2, 6, WIDE), torch.randn(2, 6, WIDE)
+    with torch.no_grad():
+        expected = attention_by_formula(block, x, guide, permuted=False)
+        errors = []
+        for limit in (WIDE, WIDE + 1):
+            monkeypatch.setattr(fusion, "WIDE", limit)
+            with torch.autocast("cpu", torch.bfloat16):
+                errors.append((block(x, guide) - expected).square().mean().sqrt().item())
+    assert errors[0] != errors[1], "two ways"
+    assert errors[0] < 0.02
+    assert errors[0] < 1.5 * errors[1]
+
+
 def test_fusion_matches_its_parts_and_the_paper_widths():
     torch.manual_seed(0)
-    fusion = ConvolutionalFusion((32, 64), 15, grid=8)
+    block = ConvolutionalFusion((32, 64), 15, grid=8)
     fine, coarse = quality_maps()
     up = torch.nn.functional.interpolate(
-        fusion.inputs[1](coarse), scale_factor=2, mode="bilinear", align_corners=False
+        block.inputs[1](coarse), scale_factor=2, mode="bilinear", align_corners=False
     )
-    expected = fusion.mix(torch.cat((fusion.inputs[0](fine), up), dim=1)).flatten(2)
-    assert torch.allclose(fusion([fine, coarse]), expected, atol=1e-6)
+    expected = block.mix(torch.cat((block.inputs[0](fine), up), dim=1)).flatten(2)
+    assert torch.allclose(block([fine, coarse]), expected, atol=1e-6)
     with torch.device("meta"):
         sizes = [ConvolutionalFusion((256, 512), c, 28) for c in (3072, 768)]
     counts = [sum(p.numel() for p in m.parameters()) / 1e6 for m in sizes]

@@ -30,6 +30,7 @@ from pipelines.runtime import config as configuration
 from pipelines.runtime import promotion
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, run
+from pipelines.runtime.mlflow_server import speaking_to
 from pipelines.runtime.promotion import Comparison, RegistryError, Tags, rollback, settle
 from pipelines.testing import evaluate
 from tests.pipelines import jobs
@@ -132,6 +133,7 @@ class Ladder:
         self.client, self.name = client, name
         self.pointer = [] if pointer is None else pointer
         self.contests = 0
+        self.said: list[str] = []
 
     def follow(self, version: str, tags: Tags) -> None:
         assert tags["quality"]
@@ -144,10 +146,18 @@ class Ladder:
             better = int(mine["quality"]) > int(theirs["quality"])
             return Comparison(better=better, text=f"compared with {champion}")
 
-        return settle(self.client, self.name, version, contest, follow=self.follow, force=force)
+        return settle(
+            self.client,
+            self.name,
+            version,
+            contest,
+            follow=self.follow,
+            say=self.said.append,
+            force=force,
+        )
 
     def back(self) -> str:
-        return rollback(self.client, self.name, follow=self.follow)
+        return rollback(self.client, self.name, follow=self.follow, say=self.said.append)
 
     def aliases(self) -> dict[str, str]:
         found = self.client.get_registered_model(self.name)
@@ -199,7 +209,7 @@ def test_worse_equal_better_forced_and_back(local: MlflowClient) -> None:
     assert "rolled_back" not in client.get_model_version(name, "4").tags
     assert ladder.pointer == ["1", "4", "5", "4", "1", "4"]
     with pytest.raises(RegistryError, match="holds no model nobody"):
-        rollback(client, "nobody", follow=ladder.follow)
+        rollback(client, "nobody", follow=ladder.follow, say=print)
 
 
 class Killed(BaseException):
@@ -225,6 +235,23 @@ class Dying:
         return call
 
 
+def test_waiting_for_another_job_is_said_once(
+    local: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "QUIET_S", 0.0)
+    monkeypatch.setattr(promotion, "PATIENCE_S", 0.5)
+    name = empty_model(local)
+    local.set_registered_model_tag(name, promotion.FLAG + "0", "")  # of a process that died
+    said: list[str] = []
+    with promotion.alone(local, name, said.append):
+        pass
+    assert len(said) == 1
+    assert name in said[0]
+    with promotion.alone(local, name, said.append):
+        pass
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("what", ["better", "rollback"])
 def test_killed_before_any_write_it_is_finished_by_the_next(
     local: MlflowClient, monkeypatch: pytest.MonkeyPatch, what: str
@@ -245,7 +272,9 @@ def test_killed_before_any_write_it_is_finished_by_the_next(
             killed.settle("3") if what == "better" else killed.back()
             finished = True
         except Killed:
-            with promotion.alone(client, name):  # whoever comes next removes the abandoned flag
+            with promotion.alone(
+                client, name, print
+            ):  # whoever comes next removes the abandoned flag
                 pass
             if what == "better":
                 whole.settle("3")
@@ -292,7 +321,7 @@ def test_many_that_decide_are_alone_and_all_get_their_turn(monkeypatch: pytest.M
 
     def decide() -> None:
         for _ in range(10):
-            with promotion.alone(client, "model"):
+            with promotion.alone(client, "model", print):
                 inside.append(None)
                 time.sleep(1e-3)
                 most.append(len(inside))
@@ -325,7 +354,7 @@ for version in versions:
     def contest(champion, theirs):
         time.sleep(0.05)
         return Comparison(better=quality(version) > int(theirs["quality"]), text="by quality")
-    settle(client, name, version, contest, follow=count)
+    settle(client, name, version, contest, follow=count, say=print)
 """
 
 
@@ -460,7 +489,8 @@ def test_jobs_contest_with_the_registered_bundle_and_the_pointer_follows(
     assert control["model"] == "models:/dri-iqa@control"
 
     card = client.get_model_version("dri-iqa", "2").description or ""
-    folder = Path(download_artifacts(artifact_uri="models:/dri-iqa/2", tracking_uri=server))
+    with speaking_to(server):
+        folder = Path(download_artifacts(artifact_uri="models:/dri-iqa/2"))
     stored = (folder / "artifacts" / "MODEL_CARD.md").read_text()
     assert card.startswith(stored)
     assert second["decision"] in card
@@ -482,5 +512,9 @@ def test_jobs_contest_with_the_registered_bundle_and_the_pointer_follows(
     assert run("register", registration.steps, back) == 2
     assert "dri-iqa has no previous champion to go back to" in capsys.readouterr().err
     assert pointer() == ("bad", "models:/dri-iqa/1")
+    nowhere = ["output=" + str(tmp_path / "nowhere"), "registry.rollback=true"]
+    assert run("register", registration.steps, nowhere) == 2
+    assert "nothing was registered at sqlite" in capsys.readouterr().err
+    assert not list(tmp_path.glob("nowhere/**/*.db"))
     assert run("full", registration.steps, back) == 2
     assert "belongs to `register`" in capsys.readouterr().err
