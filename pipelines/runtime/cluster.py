@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.runtime.config import ClusterConfig
 
@@ -196,6 +197,17 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
         yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
     finally:
         ray.shutdown()
+
+
+def beside_the_driver(class_: type, **options: Any) -> Any:
+    """An actor of this class, without a CPU, on the node that the job's driver runs on: another node may be lost.
+
+    Args:
+        class_: of an object that only keeps small things.
+        options: of the actor.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(class_).options(scheduling_strategy=here, **options).remote()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pipelines.runtime.cluster import NAMESPACE
+from pipelines.runtime.cluster import NAMESPACE, beside_the_driver
 
 Record = dict[str, Any]
 POLL_S = 0.5
@@ -45,8 +45,9 @@ class Journal:
         if not ray.is_initialized():
             _HERE[name] = _Records()
             return
-        actor = ray.remote(num_cpus=0)(_Records)
-        self._actor = actor.options(name=name, namespace=NAMESPACE, get_if_exists=True).remote()
+        self._actor = beside_the_driver(
+            _Records, name=name, namespace=NAMESPACE, get_if_exists=True
+        )
         ray.get(self._actor.drain.remote())
 
     @contextlib.contextmanager

@@ -17,7 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from dri_iqa import storage
 from pipelines.runtime.claims import Claims
-from pipelines.runtime.cluster import Plan
+from pipelines.runtime.cluster import Plan, beside_the_driver
 from pipelines.runtime.config import JobConfig, digest
 from pipelines.runtime.fit import Inputs, Result, RunSpec, finished, fit, pretrain_spec, train_spec
 from pipelines.runtime.trials import trial_key
@@ -36,7 +36,7 @@ class Trainings:
 
     def __init__(self, inputs: Inputs, plan: Plan, *, folder: str, journal: str, key: str) -> None:
         self.checkpoints = storage.join(folder, "checkpoints")
-        self._claims: Any = ray.remote(num_cpus=0)(Claims).remote()
+        self._claims: Any = beside_the_driver(Claims)
         self.objective = partial(
             _train,
             inputs=asdict(inputs),

@@ -61,7 +61,12 @@ def run(
 
 
 def run_and_kill(
-    job: str, *arguments: str, when: Callable[[], bool], log: Path, timeout: float = 300
+    job: str,
+    *arguments: str,
+    when: Callable[[], bool],
+    log: Path,
+    timeout: float = 300,
+    variables: dict[str, str] | None = None,
 ) -> list[psutil.Process]:
     """Start a job and SIGKILL its driver as soon as `when` holds; returns the processes that it had started."""
     with log.open("w") as stream:
@@ -70,7 +75,7 @@ def run_and_kill(
             stdout=stream,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env=environment(),
+            env=environment() | (variables or {}),
         )
         deadline = time.monotonic() + timeout
         try:
