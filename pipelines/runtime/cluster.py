@@ -271,3 +271,5 @@ def quiet_libraries(verbose: bool) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     for name in ("ray", "ray.train", "ray.tune", "ray.data", "mlflow", "alembic", "optuna"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Its tracebacks say no more than the errors that it raises, which are told in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

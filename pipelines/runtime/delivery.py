@@ -197,7 +197,8 @@ class Delivery:
         clock = datetime.fromtimestamp(self.since or time.time()).strftime("%H:%M:%S")
         count = self._spool.waiting
         records = "1 record waits" if count == 1 else f"{count} records wait"
-        return f"MLflow does not answer since {clock}, {records} ({self.reason})"
+        what = "MLflow's database takes nothing" if self._embedded else "MLflow does not answer"
+        return f"{what} since {clock}, {records} ({self.reason})"
 
     def _never(self, error: Exception) -> bool:
         """Whether sending a record again would bring the same answer."""
@@ -347,4 +348,8 @@ class Delivery:
 
 
 def _line(reason: str) -> str:
+    if (
+        "(sqlite3." in reason
+    ):  # before it, and after it in lines of its own, stands what SQLAlchemy has to say
+        reason = reason[reason.index("(sqlite3.") :].partition("\n")[0]
     return storage.redact(" ".join(reason.split()))[:200]

@@ -135,6 +135,9 @@ def fit(
     Returns:
         Plain data: `uri` of the weights, their `sha256`, `history` (a row of metrics per epoch), and `seconds`
         that the process which finished it has trained.
+
+    Raises:
+        TrainingError: training cannot go on.
     """
     if done := finished(spec, output):
         return done
@@ -191,16 +194,29 @@ def _on_workers(
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    trainer.fit()
+    ended = trainer.fit().return_value
     del trainer
     gc.collect()  # its controller is a process that ends with the last reference to it
+    if ended is not None:
+        from pipelines.runtime.snapshots import TrainingError
+
+        raise TrainingError(ended)
 
 
-def _work(settings: dict[str, Any]) -> None:
-    """What each worker of the group runs."""
+def _work(settings: dict[str, Any]) -> str | None:
+    """What each worker of the group runs; returns why training cannot go on, where it cannot.
+
+    Every rank finds that alike, and to start the group again, as Ray Train does after an error, would only take the
+    time to find it again.
+    """
     from pipelines.runtime.host import RayHost
+    from pipelines.runtime.snapshots import TrainingError
 
-    _train(settings, RayHost(settings["checkpoints"]))
+    try:
+        _train(settings, RayHost(settings["checkpoints"]))
+    except TrainingError as error:
+        return str(error)
+    return None
 
 
 def _in_this_process(settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray._private.state import state as GLOBAL_STATE
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -107,7 +108,10 @@ def inspect(
 
 def _ask(questions: Questions) -> tuple[dict[str, Report], dict[str, str]]:
     """The report of every node, and why a node gave none."""
-    nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
+    leaving = GLOBAL_STATE.get_draining_nodes()  # they take no more work
+    nodes = {
+        _name(node): node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving
+    }
     working = [name for name, node in nodes.items() if node["Resources"].get("CPU")]
     asker = (working or list(nodes))[0]
     task = ray.remote(num_cpus=0, max_retries=0)(report)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PICTURES = "probe"
 """Folder of the pictures that a training run draws, below its target and in MLflow."""
-AGAIN = "start the server, then the same command again: it goes on where this stopped"
+AGAIN = "the same command again goes on where this stopped"
 
 
 class Tracker:
@@ -73,6 +73,8 @@ class Tracker:
             embedded=config.kind == "embedded",
         )
         self._runs: set[str] = set()
+        first = "make room for it" if config.kind == "embedded" else "start the server"
+        self._again = f"{first}, then {AGAIN}"
 
     @property
     def client(self) -> MlflowClient:
@@ -189,7 +191,7 @@ class Tracker:
             if (reason := self._unreachable()) is None or isinstance(error, TrackingError):
                 raise
             raise TrackingError(
-                f"{what} needs MLflow, which does not answer at {self.uri}: {reason}\n{AGAIN}"
+                f"{what} needs MLflow, which does not answer at {self.uri}: {reason}\n{self._again}"
             ) from None
         finally:
             if before is None:
@@ -203,11 +205,11 @@ class Tracker:
         self._spool.close()
         if done:
             return None
-        return f"{self._delivery.outage()}\n    kept in {self._spool.folder}; {AGAIN}"
+        return f"{self._delivery.outage()}\n    kept in {self._spool.folder}; {self._again}"
 
     def _waits(self, what: str) -> TrackingError:
         return TrackingError(
-            f"{what}: {self._delivery.outage()}\n{AGAIN}; the records lie in {self._spool.folder}"
+            f"{what}: {self._delivery.outage()}\n{self._again}; the records lie in {self._spool.folder}"
         )
 
     def _unreachable(self) -> str | None:

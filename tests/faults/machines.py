@@ -70,6 +70,11 @@ class Machines:
         self._leaving.append(node)
         self.nodes.remove(node)
 
+    def take_away(self) -> None:
+        """Lose the nodes that were told to leave."""
+        while self._leaving:
+            self._cluster.remove_node(self._leaving.pop(), allow_graceful=False)
+
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray's processes whose title begins so, on all nodes."""
         return [one for node in self.nodes for one in self.on(node, title)]
