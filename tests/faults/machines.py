@@ -54,14 +54,14 @@ class Machines:
 
     def lose(self, node: Any) -> None:
         """SIGKILL a node with all that runs on it, and bring another one like it."""
-        degrade = "degrade" in node.get_resource_and_label_spec().resources
+        degrade = self.offers(node)
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
         self.add(degrade=degrade)
 
     def drain(self, node: Any, seconds: int) -> None:
         """Tell Ray that a node will be taken away, as a cloud's notice of preemption does, and bring another."""
-        degrade = "degrade" in node.get_resource_and_label_spec().resources
+        degrade = self.offers(node)
         command = ["ray", "drain-node", f"--address={self._cluster.address}"]
         command += [f"--node-id={node.node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
         command += ["--reason-message=taken back", f"--deadline-remaining-seconds={seconds}"]
@@ -69,6 +69,11 @@ class Machines:
         self.add(degrade=degrade)
         self._leaving.append(node)
         self.nodes.remove(node)
+
+    @staticmethod
+    def offers(node: Any) -> bool:
+        """Whether a node offers `degrade`."""
+        return "degrade" in node.get_resource_and_label_spec().resources
 
     def take_away(self) -> None:
         """Lose the nodes that were told to leave."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -39,8 +39,11 @@ def test_a_full_disk(pretraining: Pretraining, undisturbed, small_disk: Path) ->
     output, filler = small_disk / "runs", small_disk / "filler"
 
     def fill() -> None:
-        with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free)
+        with filler.open("wb", buffering=0) as file:
+            for size in (1 << 20, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
 
     ended = pretraining.disturbed(
         output, fill, "cluster.max_failures=0", log=small_disk.parent / "log"
