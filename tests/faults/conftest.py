@@ -105,14 +105,14 @@ def outcome(output: Path) -> tuple[str, list[dict]]:
     return result["sha256"], result["history"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def machines() -> Iterator[Machines]:
     started = Machines()
     yield started
     started.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pretraining(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Pretraining:
     photos = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def pretraining(machines: Machines, tmp_path_factory: pytest.TempPathFactory) ->
     return Pretraining(photos, machines)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def undisturbed(
     pretraining: Pretraining, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, list[dict]]:
