@@ -13,6 +13,9 @@ from dri_iqa.bundle import ScoreScale, save_bundle
 from dri_iqa.config import DegradeConfig, DREConfig
 from dri_iqa.evaluation.probe import fit_degradation_probe, make_views
 from dri_iqa.models import build_model
+from pipelines.runtime import registry
+from pipelines.runtime.config import TrackingConfig
+from pipelines.runtime.tracking import Tracker
 from tests.test_explain import scene
 from tests.test_images import png_header
 from tests.tiny import CROP, tiny_model
@@ -66,3 +69,21 @@ def untrained(folder: Path, *, probed: bool = True) -> str:
         probe = fit_degradation_probe(model.dre, fitted, tested, unseen=True)
     save_bundle(model, folder, model_config=config, score=SCALE, meta={}, probe=probe)
     return str(folder)
+
+
+def registered(bundle: str, output: Path, config: TrackingConfig) -> Tracker:
+    """A tracker of a registry in which version 1 of dri-iqa is that bundle."""
+    tracker = Tracker(config, str(output), output / "spool", print)
+    tracker.run("job", "job")
+    version = registry.register(
+        tracker,
+        "job/register",
+        "job",
+        bundle=bundle,
+        name="dri-iqa",
+        example=GOOD["JPEG"],
+        card="# never trained",
+        tags={},
+    )
+    assert version == "1"
+    return tracker

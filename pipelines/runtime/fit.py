@@ -206,15 +206,15 @@ def _on_workers(
 def _work(settings: dict[str, Any]) -> str | None:
     """What each worker of the group runs; returns why training cannot go on, where it cannot.
 
-    Every rank finds that alike, and to start the group again, as Ray Train does after an error, would only take the
-    time to find it again.
+    After any other error Ray Train starts the group again; after one that all ranks have found at the same step, that
+    would only take the time to find it again. (A rank that went alone would leave the others waiting for it.)
     """
     from pipelines.runtime.host import RayHost
-    from pipelines.runtime.snapshots import TrainingError
+    from pipelines.runtime.snapshots import EveryRankError
 
     try:
         _train(settings, RayHost(settings["checkpoints"]))
-    except TrainingError as error:
+    except EveryRankError as error:
         return str(error)
     return None
 

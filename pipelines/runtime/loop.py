@@ -31,7 +31,7 @@ from pipelines.runtime.clock import Clock
 from pipelines.runtime.host import Host
 from pipelines.runtime.journal import JournalWriter
 from pipelines.runtime.rates import learning_rate, set_rates
-from pipelines.runtime.snapshots import Progress, TrainingError
+from pipelines.runtime.snapshots import EveryRankError, Progress
 from pipelines.runtime.step import Metrics, Optimisation
 
 PROGRESS_S = 1.0
@@ -185,7 +185,7 @@ def _account(
     epoch, index = divmod(progress.step, training.steps_per_epoch)
     where = f"epoch {epoch + 1} step {index + 1}: the loss is not finite (images {names})"
     if progress.skipped > training.optim.max_non_finite:
-        raise TrainingError(
+        raise EveryRankError(
             f"{where}; {progress.skipped} steps were left out, optim.max_non_finite allows "
             f"{training.optim.max_non_finite}\nlower the learning rate, or use precision=fp32"
         )

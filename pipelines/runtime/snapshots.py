@@ -23,6 +23,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
 
+class EveryRankError(TrainingError):
+    """Likewise, and every rank has found so at the same step."""
+
+
 @dataclass
 class Progress:
     """Where a run stands; part of every checkpoint."""

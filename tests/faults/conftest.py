@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.faults.machines import Machines, checkpoints
 from tests.pipelines import jobs
+from tests.pipelines.test_without_cluster import photographs
 
-STEPS = 48
 SETTINGS = (
     "cluster=attached",
     "cluster.workers=2",
@@ -36,8 +34,6 @@ class Ended:
 
     code: int
     text: str
-    seconds: float
-    """From the fault to the end."""
 
 
 class Pretraining:
@@ -66,6 +62,7 @@ class Pretraining:
         fault: Callable[[], None],
         *more: str,
         log: Path | None = None,
+        variables: dict[str, str] | None = None,
     ) -> Ended:
         """Do something to it when it has taken two checkpoints, and wait for its end."""
         log = log or output.with_suffix(".log")
@@ -81,7 +78,7 @@ class Pretraining:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 cwd=jobs.ROOT,
-                env=jobs.environment() | self.machines.variables,
+                env=jobs.environment() | (variables or self.machines.variables),
             )
             try:
                 deadline = time.monotonic() + 180
@@ -90,12 +87,11 @@ class Pretraining:
                     assert time.monotonic() < deadline, log.read_text()
                     time.sleep(0.05)
                 fault()
-                began = time.monotonic()
                 code = process.wait(timeout=300)
             finally:
                 process.kill()
                 process.wait()
-        return Ended(code, log.read_text(), time.monotonic() - began)
+        return Ended(code, log.read_text())
 
 
 def outcome(output: Path) -> tuple[str, list[dict]]:
@@ -115,16 +111,7 @@ def machines() -> Iterator[Machines]:
 @pytest.fixture(scope="package")
 def pretraining(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Pretraining:
     photos = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, count in (("scored", 24), ("clean", 34)):
-        (photos / name).mkdir()
-        for number in range(count):
-            coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
-            picture = coarse.resize((120, 100), Image.Resampling.BICUBIC)
-            picture.save(photos / name / f"{number:02d}.jpg", quality=90)
-    rows = [f"{number:02d}.jpg,{number},scene{number % 12}" for number in range(24)]
-    text = "\n".join(["image,score,group", *rows])
-    (photos / "scored" / "labels.csv").write_text(text + "\n")
+    photographs(photos, clean=34)  # three of them are held out: four steps an epoch
     return Pretraining(photos, machines)
 
 

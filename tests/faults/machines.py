@@ -118,6 +118,3 @@ def kill(process: psutil.Process) -> None:
 def checkpoints(output: Path) -> int:
     """How many a training has taken; two have been noted by Ray Train when there are two."""
     return len(list(output.glob("checkpoints/*/step_*")))
-
-
-__all__ = ["Machines", "checkpoints", "jobs", "kill"]

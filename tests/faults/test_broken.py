@@ -91,17 +91,29 @@ def shifted_clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_clock_that_is_set_back_and_forward(
     pretraining: Pretraining, undisturbed, shifted_clock: Path, tmp_path: Path
 ) -> None:
-    """In every process of the job and of its Ray: an hour back after 20 seconds, a day ahead after 28."""
-    settings = ("cluster=local", "cluster.degrade_resource=0")
-    variables = {"LD_PRELOAD": str(shifted_clock), "CLOCK_BEGAN": str(time.monotonic())}
-    output = tmp_path / "runs"
-    answer = jobs.run(
-        "pretrain", f"output={output}", *pretraining.arguments, *settings, variables=variables
+    """In every process of the job and of its Ray: an hour back, then a day ahead, while it trains."""
+    folder, output = tmp_path / "clock", tmp_path / "runs"
+    folder.mkdir()
+
+    def jump() -> None:
+        (folder / "back").touch()
+        time.sleep(1)
+        (folder / "ahead").touch()
+
+    ended = pretraining.disturbed(
+        output,
+        jump,
+        "cluster=local",
+        "cluster.degrade_resource=0",
+        variables={"LD_PRELOAD": str(shifted_clock), "CLOCK_FOLDER": str(folder)},
     )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert ended.code == 0, ended.text
     assert outcome(output) == undisturbed
     (result,) = output.glob("models/pretrain-*/result.json")
     assert 0 < json.loads(result.read_text())["seconds"] < 600, "durations are not taken from it"
+    (spool,) = output.glob("jobs/*/tracking/*/records.jsonl")
+    times = [json.loads(line)["time"] for line in spool.read_text().splitlines()]
+    assert max(times) - min(times) > 80_000_000, "it was set, in milliseconds"
 
 
 def test_a_node_that_is_told_to_leave(

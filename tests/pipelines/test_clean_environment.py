@@ -22,7 +22,6 @@ from dri_iqa import load_model
 from pipelines.runtime import registry
 from pipelines.runtime.config import TrackingConfig
 from pipelines.runtime.mlflow_server import speaking_to
-from pipelines.runtime.tracking import Tracker
 from tests import uploads
 from tests.servers.mlflow_server import MlflowServer
 from tests.servers.object_store import ObjectStore
@@ -54,19 +53,8 @@ def address(bundle: str, bucket: str, object_store: ObjectStore, tmp_path: Path)
     server = MlflowServer(tmp_path, f"{bucket}/mlflow", variables)
     try:
         config = TrackingConfig(kind="server", uri=server.address)
-        tracker = Tracker(config, str(tmp_path / "runs"), tmp_path / "spool", print)
-        tracker.run("job", "job")
-        version = registry.register(
-            tracker,
-            "job/register",
-            "job",
-            bundle=bundle,
-            name="dri-iqa",
-            example=uploads.GOOD["JPEG"],
-            card="# never trained",
-            tags={},
-        )
-        tracker.client.set_registered_model_alias("dri-iqa", "champion", version)
+        tracker = uploads.registered(bundle, tmp_path / "runs", config)
+        tracker.client.set_registered_model_alias("dri-iqa", "champion", "1")
         tracker.end("job")
         assert tracker.close() is None
         yield server.address

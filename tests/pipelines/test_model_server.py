@@ -22,10 +22,8 @@ import pytest
 from PIL import Image
 
 from dri_iqa import load_model
-from pipelines.runtime import registry
 from pipelines.runtime.cluster import free_port
 from pipelines.runtime.config import TrackingConfig
-from pipelines.runtime.tracking import Tracker
 from tests import uploads
 from tests.pipelines import jobs
 
@@ -45,21 +43,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def tracking(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A registry in which version 1 of dri-iqa is that bundle."""
-    output = str(tmp_path_factory.mktemp("registry"))
-    tracker = Tracker(TrackingConfig(), output, Path(output) / "spool", print)
-    tracker.run("job", "job")
-    version = registry.register(
-        tracker,
-        "job/register",
-        "job",
-        bundle=bundle,
-        name="dri-iqa",
-        example=uploads.GOOD["JPEG"],
-        card="# never trained",
-        tags={},
-    )
-    assert version == "1"
-    return tracker.uri
+    output = tmp_path_factory.mktemp("registry")
+    return uploads.registered(bundle, output, TrackingConfig()).uri
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,10 @@ SETTINGS = (
 )
 
 
-def photographs(folder: Path) -> None:
-    """Twenty-four scored pictures in three shards, and eight clean ones."""
+def photographs(folder: Path, clean: int = 8) -> None:
+    """Twenty-four scored pictures in three shards, and some clean ones."""
     rng = np.random.default_rng(0)
-    for name, count in (("scored", 24), ("clean", 8)):
+    for name, count in (("scored", 24), ("clean", clean)):
         (folder / name).mkdir(parents=True)
         for number in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
