@@ -196,13 +196,23 @@ def gallery(
     out: Annotated[Path, typer.Option(help="File to write, e.g. gallery.png.")],
     levels: Annotated[Levels, typer.Option(help="Table of parameters.")] = Levels.default,
     tile: Annotated[int, typer.Option(min=32, help="Side of a shown piece, pixels.")] = 128,
-    columns: Annotated[int, typer.Option(min=1, help="Operators side by side.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the operators' noise.")] = 0,
+    columns: Annotated[int, typer.Option(min=1, help="Operators or chains side by side.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of chains and noise.")] = 0,
+    chains: Annotated[int, typer.Option(min=0, help="Draw so many random chains instead.")] = 0,
 ) -> None:
-    """Draw every degradation operator at its five levels."""
+    """Draw every degradation operator at its five levels, or random chains of them."""
+    from dri_iqa.config import DegradeConfig
+    from dri_iqa.degradations.gallery import chain_gallery
     from dri_iqa.degradations.gallery import gallery as draw
 
-    picture_HWC = draw(_decode(image), levels=levels.value, tile=tile, columns=columns, seed=seed)
+    image_HWC = _decode(image)
+    if chains:
+        config = DegradeConfig(levels=levels.value)
+        picture_HWC = chain_gallery(
+            image_HWC, config, chains=chains, tile=tile, columns=columns, seed=seed
+        )
+    else:
+        picture_HWC = draw(image_HWC, levels=levels.value, tile=tile, columns=columns, seed=seed)
     _save(picture_HWC, out, quality=82)
     print(out)
 

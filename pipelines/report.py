@@ -28,6 +28,7 @@ from dri_iqa.evaluation.showing import (
     look,
     mapped_row,
     outlier,
+    small_chains,
     small_gallery,
 )
 from pipelines.runtime.console import duration
@@ -110,6 +111,7 @@ def gather(job: Job, inputs: Inputs, made: Made, folder: Path) -> Evidence:
         restoration=drawn.get(RESTORATION),
         halves=halves[-1] if halves else None,
         gallery_HWC=small_gallery(example, config.stage1.degrade),
+        chains_HWC=small_chains(example, config.stage1.degrade),
         trials=_trials(job, made),
         protocol=_protocol(job, inputs, made, reader),
         configuration=to_dict(config) | {"tracking": config.tracking.kind},

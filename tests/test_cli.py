@@ -223,6 +223,10 @@ def test_gallery_is_a_picture(photos: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "g.png") as image:
         assert image.width > 6 * 80
         assert image.height > 26 * 80
+    options = ("--chains", "3", "--columns", "3", "--tile", "64", "--out", tmp_path / "c.png")
+    assert run("gallery", photos / "b.png", *options).exit_code == 0
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.width > 3 * 64 > image.height - 64
 
 
 def write_csv_set(root: Path, photos: Path) -> None:

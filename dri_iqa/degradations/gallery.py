@@ -1,4 +1,4 @@
-"""A picture of the operators: one row each, the original and five levels, with names and parameters.
+"""Pictures of the operators, one row each with its five levels, and of random chains of them.
 
 Legend: H, W height and width in pixels; C = 3 channels.
 """
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
+from dri_iqa.config import DegradeConfig
+from dri_iqa.degradations.chain import draw_recipe
 from dri_iqa.degradations.core import MIN_SIDE, from_u8, to_u8
-from dri_iqa.degradations.recipe import check_u8
+from dri_iqa.degradations.recipe import PRISTINE, Recipe, apply_recipe, check_u8
 from dri_iqa.degradations.registry import GROUPS, Operator, get_operator
 from dri_iqa.images import middle
 from dri_iqa.seeds import Purpose, generator
@@ -101,6 +103,61 @@ def gallery(
             picture.paste(PillowImage.fromarray(middle(to_u8(degraded_HWC), side)), (x, top))
             value = operator.value(level, levels, sign)
             draw.text((x, top + side + 1), _parameter(operator, value), fill=_FAINT, font=_font(11))
+    return np.array(picture)
+
+
+def chain_gallery(
+    image_HWC: NDArray[np.uint8],
+    config: DegradeConfig | None = None,
+    *,
+    chains: int = 16,
+    tile: int = 160,
+    context: int = 384,
+    columns: int = 4,
+    seed: int = 0,
+) -> NDArray[np.uint8]:
+    """One picture under random chains as training draws them (paper 3.1, Eq. 1), each with its steps below it.
+
+    Args:
+        image_HWC: (H, W, 3) RGB, sides of at least 32.
+        config: what chains are drawn from; the default configuration if None.
+        chains: how many.
+        tile: side of a shown piece in pixels, at least 32; less if the image is smaller.
+        context: side of the piece that is degraded.
+        columns: chains side by side.
+        seed: of the chains and of their operators' randomness.
+
+    Returns:
+        An (H, W, 3) uint8 picture.
+
+    Raises:
+        ValueError: an image or size that cannot be used.
+    """
+    check_u8(image_HWC, "gallery")
+    if tile < MIN_SIDE or columns < 1 or chains < 1:
+        raise ValueError(
+            f"gallery: got tile {tile}, columns {columns} and {chains} chains, expected at least "
+            f"{MIN_SIDE}, 1 and 1"
+        )
+    config = config or DegradeConfig()
+    piece_HWC = middle(image_HWC, max(context, tile))
+    made: list[tuple[Recipe, NDArray[np.uint8]]] = []
+    for number in range(chains):
+        rng = generator(seed, Purpose.DEGRADE, 1, number)
+        recipe = draw_recipe(rng, config)
+        made.append((recipe, apply_recipe(piece_HWC, recipe, rng, config)))
+    side = min(tile, *image_HWC.shape[:2])
+    width = max(side, _LABEL) + _MARGIN
+    height = side + 14 * max(1, *(len(recipe) for recipe, _ in made)) + _MARGIN
+    size = (_MARGIN + columns * width, _MARGIN + -(-chains // columns) * height)
+    picture = PillowImage.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(picture)
+    for number, (recipe, degraded_HWC) in enumerate(made):
+        left, top = _MARGIN + number % columns * width, _MARGIN + number // columns * height
+        picture.paste(PillowImage.fromarray(middle(degraded_HWC, side)), (left, top))
+        lines = [str(step).replace("_", " ") for step in recipe.steps] or [PRISTINE]
+        for line, text in enumerate(lines):
+            draw.text((left, top + side + 1 + 14 * line), text, fill=_INK, font=_font(11))
     return np.array(picture)
 
 

@@ -34,6 +34,7 @@ RESTORATION = "Restoration before and after"
 STAGE1, STAGE2 = "Training: stage 1", "Training: stage 2"
 PROBES = "What the two halves hold"
 GALLERY = "Degradations"
+CHAINS = "Random chains"
 TRIALS = "Search"
 PROTOCOL = "Data and protocol"
 
@@ -58,6 +59,7 @@ TEXTS = {
     "pulls the extractor.",
     PROBES: "Linear classifiers on frozen features of held-out views: the share of wrong answers, "
     "lower is better. The paper shows this with maps only.",
+    CHAINS: "Drawn as for training; the operators of a chain are applied from top to bottom.",
     TRIALS: "Trials are compared on validation images; none has seen the test part.",
 }
 
@@ -123,6 +125,8 @@ class Evidence:
     """What stage 1 drew: the features of both halves in the plane."""
     gallery_HWC: np.ndarray | None = None
     """Every degradation at five levels."""
+    chains_HWC: np.ndarray | None = None
+    """Random chains of them."""
     trials: Rows = ()
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """Protocol, counts and digests of manifest, split and weights."""
@@ -162,7 +166,7 @@ def assemble(evidence: Evidence, folder: str | os.PathLike[str]) -> Report:
         texts=TEXTS,
         order=(
             *(RESULTS, *evidence.tables, SUBSETS, SCATTER, WORST, TYPES, STRIPS, MAPS, RESTORATION),
-            *(STAGE2, STAGE1, PROBES, GALLERY, TRIALS, PROTOCOL),
+            *(STAGE2, STAGE1, PROBES, GALLERY, CHAINS, TRIALS, PROTOCOL),
         ),
     )
 
@@ -219,10 +223,13 @@ def _draw(evidence: Evidence, types: Rows, folder: Path) -> list[Drawing]:
             add(title, figures.curves(panels, folder / name, log=_LOGARITHMIC))
     if evidence.halves is not None:
         add(PROBES, evidence.halves)
-    if evidence.gallery_HWC is not None:
-        path = folder / "gallery.jpg"
-        Image.fromarray(evidence.gallery_HWC).save(path, quality=85)
-        add(GALLERY, path)
+    for title, picture_HWC, name in (
+        (GALLERY, evidence.gallery_HWC, "gallery.jpg"),
+        (CHAINS, evidence.chains_HWC, "chains.jpg"),
+    ):
+        if picture_HWC is not None:
+            Image.fromarray(picture_HWC).save(folder / name, quality=85)
+            add(title, folder / name)
     return drawings
 
 

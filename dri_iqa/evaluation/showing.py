@@ -15,7 +15,7 @@ from dri_iqa.config import DegradeConfig
 from dri_iqa.data.batches import Source
 from dri_iqa.data.manifest import ShardReader
 from dri_iqa.degradations import SETS
-from dri_iqa.degradations.gallery import gallery
+from dri_iqa.degradations.gallery import chain_gallery, gallery
 from dri_iqa.evaluation.choosing import Image, Strip, describe
 from dri_iqa.evaluation.figures import Judged, Mapped
 from dri_iqa.evaluation.report import Outlier
@@ -128,6 +128,11 @@ def small_gallery(image: Mapping[str, Any], degrade: DegradeConfig) -> np.ndarra
         context=192,
         columns=2,
     )
+
+
+def small_chains(image: Mapping[str, Any], degrade: DegradeConfig) -> np.ndarray:
+    """Random chains as training draws them, on one picture; as for `small_gallery`."""
+    return chain_gallery(decode(image["bytes"]), degrade, tile=144, context=192, columns=8)
 
 
 def _picture(row: Mapping[str, Any]) -> np.ndarray:

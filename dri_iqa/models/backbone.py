@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dri_iqa.config import BackboneConfig, ConfigError
+from dri_iqa.models.mobile import fold_norms
 from dri_iqa.models.weights import RANDOM, choices, from_hub, read_safetensors
 
 
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
         self.channels = sum(int(info[block]["num_chs"]) for block in self.blocks)
         with torch.no_grad():
             self.net.prune_intermediate_layers(self.blocks, prune_norm=True, prune_head=True)
+        fold_norms(self.net)
         statistics = self.net.pretrained_cfg
         self.register_buffer("mean_C", torch.tensor(statistics["mean"], dtype=torch.float32))
         self.register_buffer("std_C", torch.tensor(statistics["std"], dtype=torch.float32))

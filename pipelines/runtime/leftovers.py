@@ -35,6 +35,8 @@ def scratch_prefix(checkpoints: str) -> str:
 def held() -> dict[str, str]:
     """Placement groups and actors of this job that exist now: id -> what it is.
 
+    Actors of other namespaces are left out: Ray Data keeps some of its own there for the cluster's whole life.
+
     Raises:
         RayStateApiException: the State API does not answer.
     """
@@ -43,7 +45,8 @@ def held() -> dict[str, str]:
     # without an address Ray looks for clusters on this machine, and refuses where there are several
     where: dict[str, Any] = {"address": context.gcs_address, "limit": AT_MOST}
     groups: Any = list_placement_groups(filters=[("state", "!=", "REMOVED")], **where)
-    actors: Any = list_actors(filters=[("job_id", "=", job), ("state", "!=", "DEAD")], **where)
+    own: Any = [("job_id", "=", job), ("ray_namespace", "=", context.namespace)]
+    actors: Any = list_actors(filters=[*own, ("state", "!=", "DEAD")], **where)
     found = {
         group.placement_group_id: f"placement group {group.placement_group_id} ({group.state})"
         for group in groups

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from dri_iqa.degradations import GROUPS
-from dri_iqa.degradations.gallery import gallery
+from dri_iqa.config import DegradeConfig
+from dri_iqa.degradations import GROUPS, apply_recipe, draw_recipe
+from dri_iqa.degradations.gallery import chain_gallery, gallery
+from dri_iqa.seeds import Purpose, generator
 
 PHOTO = np.ascontiguousarray(data.astronaut()[:100, 150:270])
 
@@ -55,3 +57,19 @@ def test_default_has_all_24_and_is_reproducible() -> None:
 def test_bad_options_are_explained(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gallery(PHOTO, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_random_chains_are_those_that_training_draws() -> None:
+    config = DegradeConfig(min_ops=1, level_dist="uniform")
+    picture = chain_gallery(PHOTO, config, chains=5, tile=64, columns=2, seed=3)
+    assert np.array_equal(
+        picture, chain_gallery(PHOTO, config, chains=5, tile=64, columns=2, seed=3)
+    )
+    rng = generator(3, Purpose.DEGRADE, 1, 1)
+    second = apply_recipe(PHOTO, draw_recipe(rng, config), rng, config)
+    left = 12 + 148 + 12
+    assert np.array_equal(picture[12 : 12 + 64, left : left + 64], second[18:82, 28:92])
+    below = picture[12 + 64 : 12 + 64 + 14, left : left + 140]
+    assert (below < 100).any(), "its steps are named"
+    with pytest.raises(ValueError, match="got tile 160, columns 4 and 0 chains"):
+        chain_gallery(PHOTO, chains=0)

@@ -20,7 +20,14 @@ from dri_iqa.evaluation.assembly import Evidence, assemble
 from dri_iqa.evaluation.choosing import choose_mapped, choose_strips, worst
 from dri_iqa.evaluation.published import PUBLISHED, published_rows
 from dri_iqa.evaluation.report import environment, write_report
-from dri_iqa.evaluation.showing import judged_strip, look, mapped_row, outlier, small_gallery
+from dri_iqa.evaluation.showing import (
+    judged_strip,
+    look,
+    mapped_row,
+    outlier,
+    small_chains,
+    small_gallery,
+)
 from dri_iqa.models import build_model
 from dri_iqa.scoring import load_model
 from tests.browser import Browser
@@ -29,7 +36,14 @@ from tests.tiny import tiny_model
 SECTIONS = [
     *("Results", "Paired differences", "By subset", assembly.SCATTER, "Worst images"),
     *(assembly.TYPES, assembly.STRIPS, assembly.MAPS, assembly.RESTORATION, assembly.STAGE2),
-    *(assembly.STAGE1, assembly.PROBES, assembly.GALLERY, assembly.TRIALS, assembly.PROTOCOL),
+    *(
+        assembly.STAGE1,
+        assembly.PROBES,
+        assembly.GALLERY,
+        assembly.CHAINS,
+        assembly.TRIALS,
+        assembly.PROTOCOL,
+    ),
     *("Configuration", "Environment"),
 ]
 EPOCHS = 3
@@ -114,6 +128,7 @@ def evidence(source: Source, bundle: str, tmp_path_factory: pytest.TempPathFacto
         restoration=drawn,
         halves=drawn,
         gallery_HWC=small_gallery(reader.read_reference("r0"), DegradeConfig()),
+        chains_HWC=small_chains(reader.read_reference("r0"), DegradeConfig()),
         trials=[{"trial": "a", "val_srocc": 0.5}],
         protocol={"split sha256": "0" * 64},
         configuration={"optim": {"lr": 1e-3}},
