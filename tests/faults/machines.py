@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
+TRAIN_WORKER, DATA_TASK, STREAM = "ray::RayTrainWorker", "ray::Map", "ray::SplitCoordinator"
+"""Titles of processes: a rank, one that degrades, and the one that hands a rank its batches."""
 WORKERS = 3
 STORE_BYTES = 120_000_000
 
@@ -101,7 +103,7 @@ class Machines:
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray's processes whose title begins so, on all nodes."""
-        return [one for node in self.nodes for one in self.on(node, title)]
+        return [one for node in (*self.nodes, *self._leaving) for one in self.on(node, title)]
 
     def on(self, node: Any, title: str) -> list[psutil.Process]:
         """Ray's processes of a node whose title begins so."""
@@ -127,6 +129,20 @@ class Machines:
     def close(self) -> None:
         """End exactly what was started here."""
         self._cluster.shutdown()
+
+
+@contextmanager
+def waiting_for_data(machines: Machines) -> Iterator[None]:
+    """Training that runs now stands still in the block, so that a fast machine does not end it meanwhile."""
+    streams = machines.processes(STREAM)
+    for process in streams:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in streams:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def kill(process: psutil.Process) -> None:

@@ -10,21 +10,19 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.faults.conftest import Pretraining, Running, outcome
-from tests.faults.machines import Machines, kill
+from tests.faults.machines import DATA_TASK, TRAIN_WORKER, Machines, kill, waiting_for_data
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(1800),
 ]  # of the first test, to which it all happens
-TRAIN_WORKER, DATA_TASK, STREAM = "ray::RayTrainWorker", "ray::Map", "ray::SplitCoordinator"
 FAILURES = 2
 """What a rank and a node that are lost use up; a node that leaves with notice must not count."""
 NOTICE_S = 12
@@ -71,7 +69,7 @@ def story(
     output = (small_disk or logs) / "runs"
     seen = Story(output)
 
-    def happens(job: Running, name: str, fault) -> None:
+    def happens(job: Running, name: str, fault: Callable[[], None]) -> None:
         job.goes_on()
         seen.reached[name] = job.step()
         seen.resumed[name], resume_times[name] = job.recovers(fault)
@@ -99,13 +97,9 @@ def story(
     with pretraining.start(output, logs / "3") as job:
         again = goes_on_again(job)
         seen.resumed["the driver is killed"], resume_times["the driver is killed"] = again
-        (clock_folder / "back").touch()
-        time.sleep(1)
-        (clock_folder / "ahead").touch()
-        seen.code = job.ends()
+        with jumping_clock(clock_folder):
+            seen.code = job.ends()
         assert seen.code == 0, job.text
-    for name in ("back", "ahead"):
-        (clock_folder / name).unlink()
     return seen
 
 
@@ -137,17 +131,12 @@ def lose_a_node(machines: Machines) -> None:
 
 def notice(job: Running, machines: Machines) -> None:
     node = next(node for node in machines.nodes if machines.on(node, TRAIN_WORKER))
-    feeding = machines.processes(STREAM)
     machines.drain(node, NOTICE_S)
     gone = time.monotonic() + NOTICE_S
     job.wait(lambda: "a node is about to be taken away: checkpoint at step" in job.text)
-    for process in feeding:  # a fast machine would train to the end before the notice is over
-        process.suspend()
-    machines.add(degrade=machines.offers(node))
-    job.wait(lambda: time.monotonic() > gone)
-    for process in feeding:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.resume()
+    with waiting_for_data(machines):
+        machines.add(degrade=machines.offers(node))
+        job.wait(lambda: time.monotonic() > gone)
 
 
 def fill(filler: Path) -> None:
@@ -156,6 +145,19 @@ def fill(filler: Path) -> None:
             with contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(size))
+
+
+@contextlib.contextmanager
+def jumping_clock(folder: Path) -> Iterator[None]:
+    """Set back an hour, and a second later set a day ahead; right again after the block."""
+    try:
+        (folder / "back").touch()
+        time.sleep(1)
+        (folder / "ahead").touch()
+        yield
+    finally:
+        for name in ("back", "ahead"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def goes_on_again(job: Running) -> tuple[int, float]:

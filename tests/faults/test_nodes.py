@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from tests.faults.conftest import Pretraining, outcome
-from tests.faults.machines import Machines
-from tests.faults.test_lost import DATA_TASK
+from tests.faults.machines import DATA_TASK, Machines, waiting_for_data
 from tests.pipelines import jobs
 
 pytestmark = pytest.mark.ray
@@ -40,7 +39,9 @@ def test_a_training_shrinks_and_grows_with_the_cluster(
     with pretraining.start(output, tmp_path / "log", *settings, **quick) as job:
         job.goes_on()
         _, resume_times["two of three nodes are lost"] = job.recovers(shrink, workers=1)
-        _, resume_times["two nodes come"] = job.recovers(grow)
+        with waiting_for_data(machines):
+            _, resume_times["two nodes come"] = job.recovers(grow)
+        job.wait(lambda: machines.on(machines.nodes[-1], DATA_TASK))
         assert job.ends() == 0, job.text
     assert "1 to 2 training worker(s)" in job.text
     rows, expected = outcome(output)[1], undisturbed[1]
@@ -72,7 +73,7 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
             variables=machines.variables,
         )
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert jobs.summary(output)["version"]["version"] == 1
+    assert jobs.summary(output)["version"]["version"] == "1"
     assert "version 1 is the champion" in answer.stdout
     assert seen, "data processes"
     assert all(seen), "on nodes that offer `degrade` alone"
