@@ -127,9 +127,8 @@ def plan_resources(config: ClusterConfig, totals: dict[str, float], trials: int 
     concurrent = 1 if config.kind == "none" else max(1, min(fits, trials or 1))
     cores = os.cpu_count() or 1
     processes = cpus / concurrent - config.workers * max(1.0, config.cpus_per_worker)
-    if (
-        config.degrade_resource
-    ):  # a fair share: no worker's processes can take the last place of another's
+    if config.degrade_resource:
+        # A fair share: no worker's processes can take the last place of another's.
         places = degrade / config.degrade_resource / concurrent / config.workers
         processes = min(processes, places)
     return Plan(
@@ -242,7 +241,7 @@ def _start_timeout_s(config: ClusterConfig) -> float:
     As long as for the job's first nodes, where those are waited for: lost ones take as long to come again. With fewer
     workers to go on with it asks again soon, because Ray counts lost nodes for up to twenty seconds.
     """
-    if config.min_workers is not None:
+    if fewest_workers(config) < config.workers:
         return 25.0
     return max(120.0, config.wait_s)
 
