@@ -196,6 +196,8 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
                 f"no Ray cluster answers at {address}: {reason}\n"
                 "start one with `ray start --head`, set RAY_ADDRESS, or use cluster=local"
             ) from None
+        if len(ray.nodes()) > 1:
+            _keep_ray_data_here()
     else:
         port = free_port()
         os.environ.pop("RAY_ADDRESS", None)
@@ -244,6 +246,19 @@ def _start_timeout_s(config: ClusterConfig) -> float:
     if fewest_workers(config) < config.workers:
         return 25.0
     return max(120.0, config.wait_s)
+
+
+def _keep_ray_data_here() -> None:
+    """Start on the driver's node the two actors that all of the cluster's streams tell where and what they are.
+
+    Ray Data pins them to the node of whoever asks first, else a training worker: when that node was lost, the training
+    failed a second time as it started again.
+    """
+    from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_actor_location_tracker()
+    get_or_create_stats_actor()
 
 
 @contextmanager

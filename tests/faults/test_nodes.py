@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,18 +53,20 @@ def test_a_training_shrinks_and_grows_with_the_cluster(
 
 
 def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path) -> None:
-    """A head without CPUs, and degradation only where it is offered."""
+    """A head without CPUs, and degradation only where it is offered, also by a node that comes while it runs."""
     machines, output = pretraining.machines, tmp_path / "runs"
-    with data_processes(machines) as seen:
+    machines.lose(machines.nodes[-1])
+    with a_node_comes(machines) as degraded:
         answer = jobs.run(
             "full",
             f"output={output}",
             *pretraining.data,
             "cluster=attached",
             "cluster.degrade_resource=1",
+            "cluster.data_processes=2",
             "search=none",
             "stage1.optim.batch_size=8",
-            "stage1.optim.epochs=2",
+            "stage1.optim.epochs=8",
             "stage1.probe.epochs=null",
             "stage2.optim.epochs=2",
             "stage2.val_crops=1",
@@ -75,20 +78,23 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert jobs.summary(output)["version"]["version"] == "1"
     assert "version 1 is the champion" in answer.stdout
-    assert seen, "data processes"
-    assert all(seen), "on nodes that offer `degrade` alone"
+    assert machines.nodes[-1] in degraded, "the node that came helps"
+    assert all(machines.offers(node) for node in degraded)
 
 
 @contextmanager
-def data_processes(machines: Machines) -> Iterator[list[bool]]:
-    """Of every data process seen during the block, again and again: whether its node offers `degrade`."""
-    seen: list[bool] = []
+def a_node_comes(machines: Machines) -> Iterator[list[Any]]:
+    """One that offers `degrade`, as soon as there are data processes; the nodes on which any were seen."""
+    seen: list[Any] = []
     over = threading.Event()
 
     def look() -> None:
+        waiting = True
         while not over.wait(0.3):
-            for node in machines.nodes:
-                seen.extend([machines.offers(node)] * len(machines.on(node, DATA_TASK)))
+            seen.extend(node for node in machines.nodes if machines.on(node, DATA_TASK))
+            if seen and waiting:
+                machines.add(degrade=True)
+                waiting = False
 
     thread = threading.Thread(target=look)
     thread.start()
