@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from pipelines.runtime.cluster import ClusterError, Plan, plan_resources
+from pipelines.runtime.cluster import ClusterError, Plan, fewest_workers, plan_resources
 from pipelines.runtime.config import ClusterConfig, JobConfig
 
 Resources = dict[str, float]
@@ -54,10 +54,10 @@ def trainings(config: JobConfig) -> int:
 
 
 def parts(config: ClusterConfig) -> list[Resources]:
-    """What each training worker and one data task ask of a node."""
+    """What each training worker that there must be and one data task ask of a node."""
     worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     task = {"CPU": config.cpus_per_data_task, "degrade": config.degrade_resource}
-    asked = [worker] * config.workers + [task]
+    asked = [worker] * fewest_workers(config) + [task]
     return [{name: amount for name, amount in part.items() if amount} for part in asked]
 
 

@@ -40,6 +40,7 @@ class Plan:
     """What each part of the job takes from the cluster."""
 
     workers: int
+    min_workers: int
     cpus_per_worker: float
     gpus_per_worker: float
     cpus_per_data_task: float
@@ -48,15 +49,18 @@ class Plan:
     concurrent_trials: int
     threads: int
     max_failures: int
+    max_preemptions: int
+    resize_s: float
     total_cpus: float
     total_gpus: float
     object_store_bytes: float = 0.0
 
     def __str__(self) -> str:
         gpus = f", {self.total_gpus:g} GPUs" if self.total_gpus else ""
+        fewest = f"{self.min_workers} to " if self.min_workers < self.workers else ""
         return (
             f"{self.total_cpus:g} CPUs{gpus}: "
-            f"{self.workers} training worker(s) x {self.cpus_per_worker:g} CPU, "
+            f"{fewest}{self.workers} training worker(s) x {self.cpus_per_worker:g} CPU, "
             f"up to {self.data_processes} data process(es) x {self.cpus_per_data_task:g} CPU, "
             f"{self.concurrent_trials} trial(s) at a time"
         )
@@ -67,6 +71,21 @@ def is_attached(config: ClusterConfig) -> bool:
     if config.kind == "auto":
         return bool(os.environ.get("RAY_ADDRESS"))
     return config.kind == "attached"
+
+
+def fewest_workers(config: ClusterConfig) -> int:
+    """Workers that a training needs before it starts.
+
+    Raises:
+        ClusterError: more than it may have, or none.
+    """
+    fewest = config.workers if config.min_workers is None else config.min_workers
+    if not 1 <= fewest <= config.workers:
+        raise ClusterError(
+            f"cluster.min_workers={fewest} with cluster.workers={config.workers}\n"
+            "set cluster.min_workers to 1 ... cluster.workers, or leave it out to wait for all workers"
+        )
+    return fewest
 
 
 def plan_resources(config: ClusterConfig, totals: dict[str, float], trials: int = 0) -> Plan:
@@ -81,17 +100,18 @@ def plan_resources(config: ClusterConfig, totals: dict[str, float], trials: int 
         ClusterError: one line with the arithmetic, one with what to change.
     """
     cpus, gpus = totals.get("CPU", 0.0), totals.get("GPU", 0.0)
-    per_run = config.workers * config.cpus_per_worker + config.cpus_per_data_task + TRIAL_CPUS
+    fewest = fewest_workers(config)
+    per_run = fewest * config.cpus_per_worker + config.cpus_per_data_task + TRIAL_CPUS
     if per_run > cpus + 1e-9:
         raise ClusterError(
-            f"not enough CPUs: {config.workers} worker(s) x {config.cpus_per_worker:g} + one data task x "
+            f"not enough CPUs: {fewest} worker(s) x {config.cpus_per_worker:g} + one data task x "
             f"{config.cpus_per_data_task:g} + {TRIAL_CPUS:g} = {per_run:g}, the cluster has {cpus:g}\n"
             "lower cluster.workers or cluster.cpus_per_worker, or add nodes"
         )
-    gpus_per_run = config.workers * config.gpus_per_worker
+    gpus_per_run = fewest * config.gpus_per_worker
     if gpus_per_run > gpus + 1e-9:
         raise ClusterError(
-            f"not enough GPUs: {config.workers} worker(s) x {config.gpus_per_worker:g} = {gpus_per_run:g}, "
+            f"not enough GPUs: {fewest} worker(s) x {config.gpus_per_worker:g} = {gpus_per_run:g}, "
             f"the cluster has {gpus:g}\nset cluster.gpus_per_worker=0 to train on CPUs, or add GPU nodes"
         )
     degrade = totals.get("degrade", 0.0)
@@ -106,18 +126,24 @@ def plan_resources(config: ClusterConfig, totals: dict[str, float], trials: int 
     # without a cluster trainings share a process, and torch's global generator
     concurrent = 1 if config.kind == "none" else max(1, min(fits, trials or 1))
     cores = os.cpu_count() or 1
+    processes = cpus / concurrent - config.workers * max(1.0, config.cpus_per_worker)
+    if config.degrade_resource:
+        # A fair share: no worker's processes can take the last place of another's.
+        places = degrade / config.degrade_resource / concurrent / config.workers
+        processes = min(processes, places)
     return Plan(
         workers=config.workers,
+        min_workers=fewest,
         cpus_per_worker=config.cpus_per_worker,
         gpus_per_worker=config.gpus_per_worker,
         cpus_per_data_task=config.cpus_per_data_task,
-        data_processes=max(
-            1, int(cpus / concurrent - config.workers * max(1.0, config.cpus_per_worker))
-        ),
+        data_processes=config.data_processes or max(1, int(processes)),
         degrade_resource=config.degrade_resource,
         concurrent_trials=concurrent,
         threads=config.threads or max(1, cores // config.workers // 2),
         max_failures=config.max_failures,
+        max_preemptions=config.max_preemptions,
+        resize_s=config.resize_s,
         total_cpus=cpus,
         total_gpus=gpus,
         object_store_bytes=totals.get("object_store_memory", 0.0),
@@ -148,9 +174,8 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": os.environ.get(
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
         ),
-        # A misfit fails loudly instead of being retried for ever.
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": os.environ.get(
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120"
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{_start_timeout_s(config):.0f}"
         ),
     }
     os.environ.update(environment)
@@ -171,6 +196,8 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
                 f"no Ray cluster answers at {address}: {reason}\n"
                 "start one with `ray start --head`, set RAY_ADDRESS, or use cluster=local"
             ) from None
+        if len(ray.nodes()) > 1:
+            _keep_ray_data_here()
     else:
         port = free_port()
         os.environ.pop("RAY_ADDRESS", None)
@@ -208,6 +235,30 @@ def beside_the_driver(class_: type, **options: Any) -> Any:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(class_).options(scheduling_strategy=here, **options).remote()
+
+
+def _start_timeout_s(config: ClusterConfig) -> float:
+    """Seconds that a group of training workers waits for its places: a misfit fails loudly instead of waiting for ever.
+
+    As long as for the job's first nodes, where those are waited for: lost ones take as long to come again. With fewer
+    workers to go on with it asks again soon, because Ray counts lost nodes for up to twenty seconds.
+    """
+    if fewest_workers(config) < config.workers:
+        return 25.0
+    return max(120.0, config.wait_s)
+
+
+def _keep_ray_data_here() -> None:
+    """Start on the driver's node the two actors that all of the cluster's streams tell where and what they are.
+
+    Ray Data pins them to the node of whoever asks first, else a training worker: when that node was lost, the training
+    failed a second time as it started again.
+    """
+    from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_actor_location_tracker()
+    get_or_create_stats_actor()
 
 
 @contextmanager

@@ -108,6 +108,10 @@ class ClusterConfig(StrictConfig):
     machine's memory where it has an accelerator (whose batches are larger: a paper-scale task makes 300 MB)."""
     workers: int = 1
     """Training workers (ranks)."""
+    min_workers: int | None = None
+    """Fewest of them to train on while nodes are missing: the batch stays, its shares grow. None waits for all."""
+    resize_s: float = 60.0
+    """With min_workers: seconds between looks whether nodes have come that more workers fit on."""
     cpus_per_worker: float = 0.5
     """CPUs reserved per training worker."""
     gpus_per_worker: float = 0.0
@@ -116,12 +120,17 @@ class ClusterConfig(StrictConfig):
     """CPUs reserved per decoding-and-degrading task."""
     degrade_resource: float = 0.0
     """Amount of the custom resource `degrade` per such task, to pin them to nodes that offer it."""
+    data_processes: int | None = None
+    """Most such tasks at a time for each training worker; None shares out what the cluster has when the job starts.
+    More than that lets nodes that come later help, and asks an autoscaler for them."""
     threads: int | None = None
     """torch threads per training worker; None gives half of the cores to the workers, half to the chains."""
     wait_s: float = 0.0
     """Seconds to wait for nodes that the cluster's autoscaler has yet to bring; 0 takes the cluster as it is."""
     max_failures: int = 3
     """Restarts of a training run after a lost worker."""
+    max_preemptions: int = -1
+    """Restarts of a training run after nodes that were taken away with notice, counted apart; -1 for any number."""
 
 
 @dataclass(frozen=True, kw_only=True)

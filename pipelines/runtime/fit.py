@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # it imports torch, and so would the driver
     from pipelines.runtime.host import Host
 
 Result = dict[str, Any]
+FAILED_STARTS, FAILED_STARTS_ELASTIC = 3, 30
+"""Groups of workers that found no place before a training gives up. A group of any size finds its size by trying."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,12 +175,14 @@ def _on_workers(
     resources = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
+    elastic = plan.min_workers < plan.workers
     system, place = storage.filesystem(settings["checkpoints"].rpartition("/")[0])
     trainer = TorchTrainer(
         _work,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=plan.workers,
+            num_workers=(plan.min_workers, plan.workers) if elastic else plan.workers,
+            elastic_resize_monitor_interval_s=plan.resize_s,
             use_gpu=bool(plan.gpus_per_worker),
             resources_per_worker=resources,
         ),
@@ -189,7 +193,9 @@ def _on_workers(
             storage_filesystem=system,
             callbacks=list(callbacks),
             failure_config=FailureConfig(
-                max_failures=plan.max_failures, controller_failure_limit=3
+                max_failures=plan.max_failures,
+                max_preemption_failures=plan.max_preemptions,
+                controller_failure_limit=FAILED_STARTS_ELASTIC if elastic else FAILED_STARTS,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

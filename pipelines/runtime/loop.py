@@ -85,7 +85,9 @@ def train(training: Training, host: Host) -> list[Metrics]:
     total = per_epoch * optim.epochs
     if host.rank == 0 and progress.step:
         training.journal.post(
-            run=training.key, say=f"resumed from the checkpoint at step {progress.step} of {total}"
+            run=training.key,
+            say=f"resumed from the checkpoint at step {progress.step} of {total} "
+            f"on {host.world} worker(s)",
         )
     bases = [group["lr"] for group in training.stage.parameter_groups()]
     clock = Clock()

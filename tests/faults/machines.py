@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from tests.pipelines import jobs
-
+TRAIN_WORKER, DATA_TASK, STREAM = "ray::RayTrainWorker", "ray::Map", "ray::SplitCoordinator"
+"""Titles of processes: a rank, one that degrades, and the one that hands a rank its batches."""
 WORKERS = 3
 STORE_BYTES = 120_000_000
 
@@ -21,52 +26,68 @@ class Machines:
     """A running cluster.
 
     Args:
+        clock: a library that shifts the time of day of every process that loads it; None leaves the time alone.
+        clock_folder: where that library looks for when to do so.
         workers: nodes of one CPU; all but the first offer the resource `degrade`.
     """
 
-    def __init__(self, workers: int = WORKERS) -> None:
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "include_dashboard": True,
-                "dashboard_port": 0,
-                "object_store_memory": STORE_BYTES,
-            },
-        )
+    def __init__(self, clock: Path | None, clock_folder: Path, workers: int = WORKERS) -> None:
+        # Ray Train looks more often than every two seconds whether its workers live, and for notices to leave.
+        self.variables = {
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+        }
+        if clock is not None:
+            self.variables |= {"LD_PRELOAD": str(clock), "CLOCK_FOLDER": str(clock_folder)}
+        with self._environment():
+            self._cluster = Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 0,
+                    "include_dashboard": True,
+                    "dashboard_port": 0,
+                    "object_store_memory": STORE_BYTES,
+                },
+            )
         self.nodes: list[Any] = []
         self._leaving: list[Any] = []
         for number in range(workers):
             self.add(degrade=number > 0)
         self._cluster.wait_for_nodes()
-        self.variables = {
-            "RAY_ADDRESS": self._cluster.address,
-            # Ray Train looks more often than every two seconds whether its workers live.
-            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        }
+        self.address = self._cluster.address
+        self.variables["RAY_ADDRESS"] = self.address
+
+    @contextmanager
+    def _environment(self) -> Iterator[None]:
+        """Processes that are started in the block inherit the jobs' variables, but for the address."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in self.variables.keys() - {"RAY_ADDRESS"}:
+                patch.setenv(name, self.variables[name])
+            yield
 
     def add(self, *, degrade: bool) -> None:
         """One more node."""
         resources = {"degrade": 1} if degrade else {}
-        self.nodes.append(
-            self._cluster.add_node(num_cpus=1, resources=resources, object_store_memory=STORE_BYTES)
-        )
+        with self._environment():
+            node = self._cluster.add_node(
+                num_cpus=1, resources=resources, object_store_memory=STORE_BYTES
+            )
+        self.nodes.append(node)
 
     def lose(self, node: Any) -> None:
-        """SIGKILL a node with all that runs on it, and bring another one like it."""
-        degrade = self.offers(node)
+        """SIGKILL a node with all that runs on it."""
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
-        self.add(degrade=degrade)
 
     def drain(self, node: Any, seconds: int) -> None:
-        """Tell Ray that a node will be taken away, as a cloud's notice of preemption does, and bring another."""
-        degrade = self.offers(node)
-        command = ["ray", "drain-node", f"--address={self._cluster.address}"]
-        command += [f"--node-id={node.node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
-        command += ["--reason-message=taken back", f"--deadline-remaining-seconds={seconds}"]
-        subprocess.run(command, check=True, capture_output=True, env=jobs.environment(), timeout=60)
-        self.add(degrade=degrade)
+        """Tell Ray that a node will be taken away, as a cloud's notice of preemption does."""
+        accepted, reason = GcsClient(address=self.address).drain_node(
+            node.node_id,
+            DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+            "taken back",
+            int(1000 * (time.time() + seconds)),
+        )
+        assert accepted, reason
         self._leaving.append(node)
         self.nodes.remove(node)
 
@@ -82,7 +103,7 @@ class Machines:
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray's processes whose title begins so, on all nodes."""
-        return [one for node in self.nodes for one in self.on(node, title)]
+        return [one for node in (*self.nodes, *self._leaving) for one in self.on(node, title)]
 
     def on(self, node: Any, title: str) -> list[psutil.Process]:
         """Ray's processes of a node whose title begins so."""
@@ -110,11 +131,20 @@ class Machines:
         self._cluster.shutdown()
 
 
+@contextmanager
+def waiting_for_data(machines: Machines) -> Iterator[None]:
+    """Training that runs now stands still in the block, so that a fast machine does not end it meanwhile."""
+    streams = machines.processes(STREAM)
+    for process in streams:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in streams:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
 def kill(process: psutil.Process) -> None:
     """SIGKILL, without a word."""
     os.kill(process.pid, signal.SIGKILL)
-
-
-def checkpoints(output: Path) -> int:
-    """How many a training has taken; two have been noted by Ray Train when there are two."""
-    return len(list(output.glob("checkpoints/*/step_*")))

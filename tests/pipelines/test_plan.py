@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 
+from pipelines.runtime.capacity import check_parts, parts
 from pipelines.runtime.cluster import ClusterError, connect, plan_resources
 from pipelines.runtime.config import ClusterConfig, compose
 from pipelines.runtime.fit import Inputs, pretrain_spec
@@ -30,6 +31,29 @@ def test_no_more_trials_at_a_time_than_there_are() -> None:
 def test_accelerators_limit_trials_too() -> None:
     config = ClusterConfig(gpus_per_worker=1.0)
     assert plan_resources(config, {"CPU": 64.0, "GPU": 2.0}, trials=9).concurrent_trials == 2
+
+
+def test_fewer_workers_than_wanted_are_enough_to_start() -> None:
+    few = ClusterConfig(workers=4, min_workers=1, cpus_per_worker=1.0)
+    plan = plan_resources(few, {"CPU": 2.0}, trials=1)
+    assert (plan.min_workers, plan.workers, plan.concurrent_trials) == (1, 4, 1)
+    assert "1 to 4 training worker(s)" in str(plan)
+    assert parts(few) == [{"CPU": 1.0}, {"CPU": 0.4}]
+    check_parts(few, [{"CPU": 1.0}])
+    with pytest.raises(ClusterError, match="not enough CPUs: 1 worker"):
+        plan_resources(few, {"CPU": 1.0})
+    for wrong in (0, 5):
+        with pytest.raises(ClusterError, match=rf"cluster\.min_workers={wrong}"):
+            plan_resources(ClusterConfig(workers=4, min_workers=wrong), {"CPU": 64.0})
+
+
+def test_workers_share_the_places_that_degradation_may_take() -> None:
+    totals = {"CPU": 100.0, "degrade": 20.0}
+    shared = ClusterConfig(workers=3, degrade_resource=2.0)
+    assert plan_resources(shared, totals).data_processes == 3, "3 x 3 x 2 of 20"
+    later = ClusterConfig(workers=3, degrade_resource=2.0, data_processes=64)
+    assert plan_resources(later, totals).data_processes == 64, "nodes that come later help"
+    assert plan_resources(ClusterConfig(workers=3), totals).data_processes == 97
 
 
 def test_an_object_store_that_holds_no_two_tasks_of_batches_is_told() -> None:

@@ -1,0 +1,105 @@
+"""What a cluster of several nodes is for: the main job on it, and a training that shrinks and grows with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.faults.conftest import Pretraining, outcome
+from tests.faults.machines import DATA_TASK, Machines, waiting_for_data
+from tests.pipelines import jobs
+
+pytestmark = pytest.mark.ray
+COUNTS = ("epoch", "negatives_deg", "negatives_qual", "queue_age", "queue_fill", "skipped_steps")
+LOSSES = ("loss", "loss_deg", "loss_qual")
+
+
+def test_a_training_shrinks_and_grows_with_the_cluster(
+    pretraining: Pretraining, undisturbed, resume_times: dict[str, float], tmp_path: Path
+) -> None:
+    """The global batches stay what they were, and so do every epoch's losses, up to the order of additions."""
+    machines, output = pretraining.machines, tmp_path / "runs"
+    # a node holds one worker and one data process
+    settings = ("cluster.min_workers=1", "cluster.resize_s=5", "cluster.cpus_per_worker=0.6")
+    quick = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+
+    def shrink() -> None:
+        for node in machines.nodes[:-1]:
+            machines.lose(node)
+
+    def grow() -> None:
+        machines.add(degrade=False)
+        machines.add(degrade=True)
+
+    with pretraining.start(output, tmp_path / "log", *settings, **quick) as job:
+        job.goes_on()
+        _, resume_times["two of three nodes are lost"] = job.recovers(shrink, workers=1)
+        with waiting_for_data(machines):
+            _, resume_times["two nodes come"] = job.recovers(grow)
+        job.wait(lambda: machines.on(machines.nodes[-1], DATA_TASK))
+        assert job.ends() == 0, job.text
+    assert "1 to 2 training worker(s)" in job.text
+    rows, expected = outcome(output)[1], undisturbed[1]
+    # how many keys a view is compared with tells which samples came, and in which order
+    for names, tolerance in ((COUNTS, 1e-12), (LOSSES, 0.01)):
+        figures, wanted = ([[row[name] for name in names] for row in of] for of in (rows, expected))
+        np.testing.assert_allclose(figures, wanted, rtol=tolerance)
+
+
+def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path) -> None:
+    """A head without CPUs, and degradation only where it is offered, also by a node that comes while it runs."""
+    machines, output = pretraining.machines, tmp_path / "runs"
+    machines.lose(machines.nodes[-1])
+    with a_node_comes(machines) as degraded:
+        answer = jobs.run(
+            "full",
+            f"output={output}",
+            *pretraining.data,
+            "cluster=attached",
+            "cluster.degrade_resource=1",
+            "cluster.data_processes=2",
+            "search=none",
+            "stage1.optim.batch_size=8",
+            "stage1.optim.epochs=8",
+            "stage1.probe.epochs=null",
+            "stage2.optim.epochs=2",
+            "stage2.val_crops=1",
+            "stage2.probe_images=9",
+            "evaluate.crops=2",
+            "evaluate.bootstrap=20",
+            variables=machines.variables,
+        )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert jobs.summary(output)["version"]["version"] == "1"
+    assert "version 1 is the champion" in answer.stdout
+    assert machines.nodes[-1] in degraded, "the node that came helps"
+    assert all(machines.offers(node) for node in degraded)
+
+
+@contextmanager
+def a_node_comes(machines: Machines) -> Iterator[list[Any]]:
+    """One that offers `degrade`, as soon as there are data processes; the nodes on which any were seen."""
+    seen: list[Any] = []
+    over = threading.Event()
+
+    def look() -> None:
+        waiting = True
+        while not over.wait(0.3):
+            seen.extend(node for node in machines.nodes if machines.on(node, DATA_TASK))
+            if seen and waiting:
+                machines.add(degrade=True)
+                waiting = False
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
