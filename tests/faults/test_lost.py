@@ -216,7 +216,7 @@ def test_a_clock_that_is_set_back_and_forward(story: Story, shifted_clock: Path 
     if shifted_clock is None:
         pytest.skip("no C compiler to shift clocks with")
     (result,) = story.output.glob("models/pretrain-*/result.json")
-    assert 0 < json.loads(result.read_text())["seconds"] < 600, "durations are not taken from it"
+    assert 0 < json.loads(result.read_text())["seconds"] < 3000, "durations are not taken from it"
     (spool,) = story.output.glob("jobs/*/tracking/*/records.jsonl")
     times = [json.loads(line)["time"] for line in spool.read_text().splitlines()]
     assert max(times) - min(times) > 80_000_000, "it was set, in milliseconds"
