@@ -30,7 +30,8 @@ def test_a_training_shrinks_and_grows_with_the_cluster(
     quick = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 
     def shrink() -> None:
-        for node in machines.nodes[:-1]:
+        kept = one_that_degrades(machines)
+        for node in [node for node in machines.nodes if node is not kept]:
             machines.lose(node)
 
     def grow() -> None:
@@ -55,7 +56,7 @@ def test_a_training_shrinks_and_grows_with_the_cluster(
 def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path) -> None:
     """A head without CPUs, and degradation only where it is offered, also by a node that comes while it runs."""
     machines, output = pretraining.machines, tmp_path / "runs"
-    machines.lose(machines.nodes[-1])
+    machines.lose(one_that_degrades(machines))
     with a_node_comes(machines) as degraded:
         answer = jobs.run(
             "full",
@@ -80,6 +81,10 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
     assert "version 1 is the champion" in answer.stdout
     assert machines.nodes[-1] in degraded, "the node that came helps"
     assert all(machines.offers(node) for node in degraded)
+
+
+def one_that_degrades(machines: Machines) -> Any:
+    return next(node for node in machines.nodes if machines.offers(node))
 
 
 @contextmanager
