@@ -36,10 +36,11 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from dri_iqa import storage
 from dri_iqa.data.batches import Batch, Source, Stage1Batches
 from dri_iqa.data.datasets import read_dataset
-from dri_iqa.data.manifest import Manifest, publish
+from dri_iqa.data.manifest import Manifest
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.records import DataSet
 from dri_iqa.data.schedule import Schedule
-from dri_iqa.data.shards import SCHEMA, plan_shards, write_shard
+from dri_iqa.data.shards import ROW_GROUP_ROWS, SCHEMA, plan_shards, write_shard
 from dri_iqa.degradations.threads import pin_threads
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.config import ClusterConfig, compose
@@ -66,11 +67,11 @@ def ingested(dataset: DataSet, folder: Path, cut: int | None = 480) -> Source:
 
 def batches_of(source: Source, preset: str, epochs: int, batch: int | None = None) -> Stage1Batches:
     config = compose("pretrain", [f"preset={preset}"])
-    ids = tuple(Manifest.load(source.uri).images()["image_id"].to_pylist())
-    batch = batch or min(config.stage1.optim.batch_size, len(ids))
+    images = range(Manifest.load(source.uri).counts["images"])
+    batch = batch or min(config.stage1.optim.batch_size, len(images))
     return Stage1Batches(
         clean=source,
-        schedule=Schedule(ids, batch, epochs, remainder="drop"),
+        schedule=Schedule(images, batch, epochs, remainder="drop"),
         degrade=config.stage1.degrade,
         crop=config.model.crop,
         run_seed=0,
@@ -241,7 +242,7 @@ def measure_ingest(dataset: DataSet, rounds: int) -> Any:
             known = rows.slice(start, 512)
             arrays = [data if name == "bytes" else known[name] for name in columns]
             table = pa.Table.from_arrays(arrays, schema=schema)
-            pq.write_table(table, folder / f"{start}.parquet", row_group_size=4, compression="none")
+            pq.write_table(table, folder / f"{start}.parquet", row_group_size=ROW_GROUP_ROWS, compression="none")
 
     def plain(folder: Path) -> None:
         write(folder, SCHEMA.names)

@@ -13,7 +13,9 @@ from dri_iqa.seeds import Purpose
 def shuffles(count: int, times: int) -> np.ndarray:
     """One permutation of 0..count-1 a row."""
     places = np.arange(count)
-    return np.array([Permutation(count, seed, Purpose.SCHEDULE, 3)(places) for seed in range(times)])
+    return np.array(
+        [Permutation(count, seed, Purpose.SCHEDULE, 3)(places) for seed in range(times)]
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 63, 64, 65, 1000, 4096, 10_007])
@@ -27,7 +29,18 @@ def test_every_place_once(count: int) -> None:
 
 def test_the_same_everywhere() -> None:
     """Integer arithmetic alone; these numbers are part of the reproducibility contract."""
-    assert Permutation(10, 0, Purpose.SCHEDULE, 0)(np.arange(10)).tolist() == [6, 0, 4, 1, 9, 7, 2, 5, 3, 8]
+    assert Permutation(10, 0, Purpose.SCHEDULE, 0)(np.arange(10)).tolist() == [
+        6,
+        0,
+        4,
+        1,
+        9,
+        7,
+        2,
+        5,
+        3,
+        8,
+    ]
     far = Permutation(10**9, 5, Purpose.SCHEDULE, 2)(np.array([0, 1, 999_999_999]))
     assert far.tolist() == [30268132, 87740715, 88223920]
 

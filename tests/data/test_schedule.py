@@ -114,12 +114,13 @@ def test_refusals() -> None:
 def test_choose() -> None:
     assert [*choose((3, 1, 2), None, 0)] == [*choose((3, 1, 2), 9, 0)] == [1, 2, 3]
     picked = choose(range(50), 10, 0)
-    assert len(set(picked)) == 10 and set(picked) < set(range(50))
+    assert len(set(picked)) == 10
+    assert set(picked) < set(range(50))
     assert picked == choose(range(49, -1, -1), 10, 0) != choose(range(50), 10, 1)
 
 
 def test_a_billion_images_take_bounded_memory_anywhere_in_the_run() -> None:
-    """What a rank holds, sends to its data processes and touches at a step: also where a thousand images are cut out."""
+    """What a rank holds, sends to its data processes and touches at a step, with a thousand images cut out."""
     count, batch, world = 10**9, 4096, 3
     held_out = choose(range(count), 1000, run_seed=1)
     with measured() as peak:
@@ -136,7 +137,8 @@ def test_a_billion_images_take_bounded_memory_anywhere_in_the_run() -> None:
         assert again.batch(2, steps[-1]) == plan.batch(2, steps[-1]) != plan.batch(1, steps[-1])
     assert plan.steps_per_epoch == (count - 1000) // batch
     assert len(seen) == len(steps) * batch, "no image twice among these steps"
-    assert 0 <= min(seen) < max(seen) < count and not seen & set(held_out)
+    assert 0 <= min(seen) < max(seen) < count
+    assert not seen & set(held_out)
     assert peak[0] < 16e6, "of that, 6 MB are this test's own set"
     assert len(travels) < 50e3
 
