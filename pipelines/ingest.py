@@ -15,7 +15,7 @@ from dri_iqa.data.manifest import Manifest, ShardReader
 from dri_iqa.data.publishing import publish
 from dri_iqa.data.records import DataError
 from dri_iqa.data.rules import check_rules
-from dri_iqa.data.shards import ShardResult, plan_shards, write_shard
+from dri_iqa.data.shards import FORMAT, ShardResult, plan_shards, write_shard
 from dri_iqa.data.splits import Split, make_splits, official_split, save_splits
 from dri_iqa.data.summary import CONTACT_SHEET, contact_sheet, summary
 from pipelines.runtime.config import DataConfig, digest
@@ -129,7 +129,7 @@ def _ingest(
     if root and not storage.is_remote(root):
         root = os.path.abspath(root)
     own = [data.sub_image, job.config.seed] if clean else []  # what clean shards depend on as well
-    identity = digest([name, root, limit, options, data.rows_per_shard, clean, *own])
+    identity = digest([FORMAT, name, root, limit, options, data.rows_per_shard, clean, *own])
     directory = storage.join(job.output, "data", f"{name}-{identity}")
     if name == "sample" and storage.exists(storage.join(directory, "manifest.json")):
         # Its pixels are computed: nothing outside could have changed.
