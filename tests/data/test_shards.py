@@ -16,13 +16,18 @@ import pytest
 from PIL import Image
 
 from dri_iqa import storage
+from dri_iqa.config import DegradeConfig, ProbeConfig, Stage1Config
+from dri_iqa.data.batches import Source, Stage1Batches
 from dri_iqa.data.cutting import sub_images
 from dri_iqa.data.manifest import Manifest, ShardReader, open_reader
 from dri_iqa.data.publishing import publish
 from dri_iqa.data.readers.generic import read_csv, read_folder
 from dri_iqa.data.records import DataError, DataSet, Record
+from dri_iqa.data.schedule import Schedule
 from dri_iqa.data.shards import plan_shards, write_shard
+from dri_iqa.data.summary import contact_sheet, summary
 from dri_iqa.images import decode
+from pipelines.runtime.probing import clean_parts
 
 
 def picture(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
@@ -398,6 +403,39 @@ def test_sub_images_hold_the_pixels_and_the_group(tmp_path: Path) -> None:
     top = np.concatenate(parts[:3], axis=1)
     assert np.array_equal(np.concatenate([top, np.concatenate(parts[3:], axis=1)]), large)
     assert reader.read(rows[6]["image_id"])["bytes"] == records[1].data
+
+
+def test_what_stage_1_does_reads_pages_and_never_the_whole_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = tuple(
+        Record(name=f"i{n}", data=encoded(picture(n, 70, 130)), group=f"i{n}") for n in range(8)
+    )
+    dataset = DataSet(name="clean", records=records, score_kind="none")
+    plans = plan_shards(dataset, 2, cut=64)
+    results = [write_shard(plan, str(tmp_path)) for plan in plans]
+    monkeypatch.setattr(Manifest, "table", None)
+    manifest = publish(str(tmp_path), dataset, results)
+    assert summary(manifest)["images"] == "16"
+    assert contact_sheet(ShardReader(manifest)).startswith(b"\x89PNG")
+    source = Source(uri=str(tmp_path), digest=manifest.digest)
+    stage1 = Stage1Config(held_out=0.25, n_clean=None, probe=ProbeConfig(images=6))
+    parts = clean_parts(source, stage1, seed=0)
+    batches = Stage1Batches(
+        clean=source,
+        schedule=Schedule(parts.train, 4, 1),
+        degrade=DegradeConfig(region=64),
+        crop=48,
+        run_seed=0,
+    )
+    seen = [image_id for step in range(3) for image_id in batches(step)["image_id_B"].tolist()]
+    assert len({*seen}) == 12, "six photographs of two parts; ids have gaps between photographs"
+    assert max(seen) > 16
+    assert not {*seen} & {*parts.test}
+    reader = ShardReader(manifest, cache_rows=2)
+    for image_id in seen:
+        reader.read(image_id)
+        assert len(reader._pages) == 1
 
 
 def test_the_protocols_size(tmp_path: Path) -> None:
