@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pandas.util import hash_array
 
 from dri_iqa import storage
 from dri_iqa.data.ahead import ahead
@@ -101,6 +100,7 @@ class _Sieve:
     seen: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The images that stayed, by digest, of those that are repeated."""
     groups: list[np.ndarray] = field(default_factory=list)
+    """Hashes of the groups of each page, to count them."""
     images: int = 0
     references: int = 0
 
@@ -118,8 +118,8 @@ class _Sieve:
                 self.bad.append(_set_aside(row, reason))
         self.images += int((image_N & kept_N).sum())
         self.references += int((~image_N & kept_N).sum())
-        groups = _column(page, "group")[image_N & kept_N]
-        self.groups.append(np.unique(hash_array(groups, categorize=False)))
+        groups = {hash(group) for group in _column(page, "group")[image_N & kept_N]}
+        self.groups.append(np.fromiter(groups, dtype=np.int64, count=len(groups)))
         return kept_N
 
     def _reason(self, row: dict[str, Any]) -> str | None:
