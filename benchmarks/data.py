@@ -1,10 +1,12 @@
 """Data plane: Ray Data against a DataLoader, waits by name, memory against the number of images, ingest.
 
-    python benchmarks/data.py [--root FOLDER] [--preset tiny|paper] [--parts stream memory ingest]
+    python benchmarks/data.py [--root FOLDER] [--preset tiny|paper] [--parts stream workers memory ingest]
 
 Everything is measured in one run on the same cores and printed as one JSON object. `stream` alternates a plain
 multi-process DataLoader and Ray Data over the same operator (fetch, decode, crop, degrade), the same steps and the
-same number of processes, to a consumer that does nothing. `memory` reads one epoch of 1x, 4x and 16x images.
+same number of processes, to a consumer that does nothing. `workers` compares
+one process with two, and the share of time that a consumer waits which, like an accelerator, takes no core of its own.
+`memory` reads one epoch of 1x, 4x and 16x images.
 `ingest` compares with reading the files and writing the same shards (columns, row groups) in plain pyarrow, which
 checks and hashes nothing, and with a table of names and bytes alone.
 """
@@ -36,11 +38,13 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from dri_iqa import storage
 from dri_iqa.data.batches import Batch, Source, Stage1Batches
 from dri_iqa.data.datasets import read_dataset
-from dri_iqa.data.manifest import Manifest, publish
+from dri_iqa.data.manifest import Manifest
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.records import DataSet
 from dri_iqa.data.schedule import Schedule
-from dri_iqa.data.shards import SCHEMA, plan_shards, write_shard
+from dri_iqa.data.shards import ROW_GROUP_ROWS, SCHEMA, plan_shards, write_shard
 from dri_iqa.degradations.threads import pin_threads
+from pipelines.runtime.clock import Clock
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.config import ClusterConfig, compose
 from pipelines.runtime.loader import loader_stream
@@ -66,11 +70,11 @@ def ingested(dataset: DataSet, folder: Path, cut: int | None = 480) -> Source:
 
 def batches_of(source: Source, preset: str, epochs: int, batch: int | None = None) -> Stage1Batches:
     config = compose("pretrain", [f"preset={preset}"])
-    ids = tuple(Manifest.load(source.uri).images()["image_id"].to_pylist())
-    batch = batch or min(config.stage1.optim.batch_size, len(ids))
+    images = range(Manifest.load(source.uri).counts["images"])
+    batch = batch or min(config.stage1.optim.batch_size, len(images))
     return Stage1Batches(
         clean=source,
-        schedule=Schedule(ids, batch, epochs, remainder="drop"),
+        schedule=Schedule(images, batch, epochs, remainder="drop"),
         degrade=config.stage1.degrade,
         crop=config.model.crop,
         run_seed=0,
@@ -120,6 +124,40 @@ def measure_stream(source: Source, preset: str, processes: int, steps: int, roun
         "batch": batch,
         "ratio": round(speed["ray"] / speed["loader"], 3),
         "passes": {name: [vars(item) for item in some] for name, some in found.items()},
+    }
+
+
+def measure_workers(source: Source, preset: str, steps: int, rounds: int) -> Any:
+    """Samples a second of one and of two processes by turns; then how long a consumer waits for each of them that could
+    take one and a half times what one process makes.
+    """
+    per_epoch = batches_of(source, preset, 1).schedule.steps_per_epoch
+    batches = batches_of(source, preset, -(-steps // per_epoch))
+    batch = batches.schedule.batch_size
+    speeds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for processes, found in speeds.items():
+            stream = loader_stream(batches, 0, steps, processes=processes)
+            found.append(timed(stream, batch, steps // 5).samples_per_s)
+    speed = {processes: statistics.median(found) for processes, found in speeds.items()}
+    busy = batch / (1.5 * speed[1])
+    waiting = {}
+    for processes in speeds:
+        stream = loader_stream(batches, 0, steps, processes=processes)
+        for _ in range(steps // 5):
+            next(stream)
+        clock = Clock()
+        for _ in clock.waiting(stream):
+            time.sleep(busy)
+            clock.step(batch)
+        waiting[processes] = clock.end_of_epoch()["data_wait_share"]
+    return {
+        "batch": batch,
+        "steps": steps,
+        "samples_per_s": {processes: round(value, 1) for processes, value in speed.items()},
+        "ratio": round(speed[2] / speed[1], 2),
+        "consumer_s_a_batch": round(busy, 4),
+        "data_wait_share": {processes: round(share, 3) for processes, share in waiting.items()},
     }
 
 
@@ -241,7 +279,12 @@ def measure_ingest(dataset: DataSet, rounds: int) -> Any:
             known = rows.slice(start, 512)
             arrays = [data if name == "bytes" else known[name] for name in columns]
             table = pa.Table.from_arrays(arrays, schema=schema)
-            pq.write_table(table, folder / f"{start}.parquet", row_group_size=4, compression="none")
+            pq.write_table(
+                table,
+                folder / f"{start}.parquet",
+                row_group_size=ROW_GROUP_ROWS,
+                compression="none",
+            )
 
     def plain(folder: Path) -> None:
         write(folder, SCHEMA.names)
@@ -288,7 +331,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--images", type=int, default=480, help="1x of the memory measurement")
-    parser.add_argument("--parts", nargs="+", default=["stream", "memory", "ingest"])
+    parser.add_argument("--parts", nargs="+", default=["stream", "workers", "memory", "ingest"])
     options = parser.parse_args()
     pin_threads()
     work = Path(tempfile.mkdtemp())
@@ -312,6 +355,10 @@ def main() -> None:
             reader = source.open()
             for image_id in reader.manifest.images()["image_id"].to_pylist()[:150]:
                 (photos / f"{image_id}.png").write_bytes(reader.read(image_id)["bytes"])
+            if "workers" in options.parts:
+                report["workers"] = measure_workers(
+                    source, options.preset, options.steps, options.rounds
+                )
             if "memory" in options.parts:
                 report["memory_MB"] = measure_memory(photos, options.preset, options.images)
             if "ingest" in options.parts:

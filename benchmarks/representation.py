@@ -27,7 +27,9 @@ import torch
 
 from dri_iqa.data.batches import Source
 from dri_iqa.data.datasets import read_dataset
-from dri_iqa.data.manifest import Manifest, publish
+from dri_iqa.data.manifest import Manifest
+from dri_iqa.data.order import IdSet
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.shards import plan_shards, write_shard
 from dri_iqa.evaluation.probe import (
     Views,
@@ -153,13 +155,14 @@ def final_probes(
     source = Source(uri=manifest.directory, digest=manifest.digest)
     reader, seed = source.open(), config.seed
     parts = clean_parts(source, config.stage1, seed)
-    held = sorted(set(manifest.images()["image_id"].to_pylist()) - set(parts.train))
+    held = IdSet.rest(manifest.counts["images"], parts.train)
 
-    def views(ids: Any) -> Views:
+    def views(places: IdSet, count: int) -> Views:
+        ids = reader.ids_at(places.take(np.arange(min(count, len(places)))))
         images = ((image_id, decode(reader.read(image_id)["bytes"])) for image_id in ids)
         return make_views(images, seed=seed, crop=view, config=config.stage1.degrade)
 
-    fit, test = views(parts.train[:FIT_IMAGES]), views(held)
+    fit, test = views(parts.train, FIT_IMAGES), views(held, len(held))
     untrained = random_encoder(config, fit)
     features = {"pixel statistics": tuple(map(statistics, (fit, test)))}
     for name, encoder in (("random", untrained), ("trained", stage.query.encoder)):

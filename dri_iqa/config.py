@@ -249,6 +249,10 @@ class ProbeConfig(StrictConfig):
     """Clean images, each seen under every single degradation; a third of them is what the probes are tested on."""
 
 
+MOST_HELD_OUT = 1024
+"""Photographs that are held out at most: no probe looks at more, and each is looked up by itself."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(StrictConfig):
     """Contrastive pre-training of the extractor (paper 3.2)."""
@@ -259,7 +263,8 @@ class Stage1Config(StrictConfig):
     n_clean: int | None = 3392
     """Clean images used; capped by what exists; None takes all."""
     held_out: float = 0.0
-    """Share of the clean images (whole photographs) that stage 1 never trains on; probes are tested on them."""
+    """Share of the clean images (whole photographs, `MOST_HELD_OUT` at most) that stage 1 never trains on; probes are
+    tested on them."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     halves: Literal["dual", "quality"] = "dual"
     """`quality` trains the lower half only (the paper's V1)."""

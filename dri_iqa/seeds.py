@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     AUXILIARY = 16  # order of the auxiliary clean stream: (epoch,)
     SHARDS = 17  # order of pristine images over shards: ()
     LIMIT = 18  # which groups a limited data set keeps: (stratum,)
+    HELD_OUT = 19  # which clean photographs are held out: ()
 
 
 def generator(run_seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

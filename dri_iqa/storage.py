@@ -99,6 +99,23 @@ def read_bytes(uri: str) -> bytes:
     return with_file(uri, read)
 
 
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    """A part of a file; less where the file ends before.
+
+    Raises:
+        FileNotFoundError: no such file.
+        StorageError: the store refused or kept failing.
+    """
+
+    def read(stream: pa.NativeFile) -> bytes:
+        data = stream.read_at(length, offset)
+        if len(data) < min(length, stream.size() - offset):
+            raise ShortReadError(f"{len(data)} of {length} bytes")
+        return data
+
+    return with_file(uri, read)
+
+
 def write_bytes(uri: str, data: bytes, *, verify: bool = False) -> None:
     """Write a whole file so that a reader sees the old content or the new one, never a part.
 

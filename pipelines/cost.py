@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from dri_iqa import storage
+from dri_iqa.config import MOST_HELD_OUT
 from dri_iqa.data.batches import Source
 from dri_iqa.data.manifest import Manifest
 from dri_iqa.data.splits import load_splits
@@ -82,7 +83,8 @@ def _work(grid: Grid, spec: RunSpec) -> dict[str, int]:
     """Epochs, steps of an epoch and validations of a training."""
     if spec.stage == "pretrain":
         stage, counts = spec.config["stage1"], Manifest.load(spec.inputs.clean_uri).counts
-        images = round(counts["images"] * (1 - stage["held_out"]))
+        held = min(stage["held_out"], MOST_HELD_OUT / counts["groups"])
+        images = round(counts["images"] * (1 - held))
         images = min(images, stage["n_clean"] or images)
         epochs, batch = stage["optim"]["epochs"], min(stage["optim"]["batch_size"], images)
         every = stage["probe"]["epochs"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dri_iqa import storage
 from dri_iqa.config import to_dict
 from dri_iqa.data.datasets import read_dataset
-from dri_iqa.data.manifest import Manifest, ShardReader, publish
+from dri_iqa.data.manifest import Manifest, ShardReader
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.records import DataError
 from dri_iqa.data.rules import check_rules
-from dri_iqa.data.shards import ShardResult, plan_shards, write_shard
+from dri_iqa.data.shards import FORMAT, ShardResult, plan_shards, write_shard
 from dri_iqa.data.splits import Split, make_splits, official_split, save_splits
 from dri_iqa.data.summary import CONTACT_SHEET, contact_sheet, summary
 from pipelines.runtime.config import DataConfig, digest
@@ -59,7 +60,7 @@ def make_split(job: Job, scored: Manifest, index: int = 0) -> Split:
     Raises:
         DataError: a further split is asked of a data set that brings its own.
     """
-    table = scored.images().to_pydict()
+    table = scored.images().select(["image_id", "group", "split"]).to_pydict()
     ids, groups, parts = table["image_id"], table["group"], table["split"]
     data = job.config.data
     if data.split == "official" or (data.split == "auto" and {"train", "test"} <= set(parts)):
@@ -104,7 +105,7 @@ def _show(job: Job, manifests: list[Manifest], parts: dict[str, int]) -> None:
     )
     for role, manifest in zip(("scored", "clean"), manifests, strict=True):
         uri = storage.join(manifest.directory, CONTACT_SHEET)
-        picture = contact_sheet(ShardReader(manifest, verify_shards=False))
+        picture = contact_sheet(ShardReader(manifest))
         storage.write_bytes(uri, picture)
         job.console.say(f"    {role} images: {uri}")
         with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +129,7 @@ def _ingest(
     if root and not storage.is_remote(root):
         root = os.path.abspath(root)
     own = [data.sub_image, job.config.seed] if clean else []  # what clean shards depend on as well
-    identity = digest([name, root, limit, options, data.rows_per_shard, clean, *own])
+    identity = digest([FORMAT, name, root, limit, options, data.rows_per_shard, clean, *own])
     directory = storage.join(job.output, "data", f"{name}-{identity}")
     if name == "sample" and storage.exists(storage.join(directory, "manifest.json")):
         # Its pixels are computed: nothing outside could have changed.
@@ -138,6 +139,8 @@ def _ingest(
         raise DataError(
             f"data={name} has no scores to train on\nuse it as data.clean.name, or give a scored set"
         )
+    if clean:  # whatever scores its images have
+        dataset = replace(dataset, score_kind="none")
     plans = plan_shards(
         dataset,
         data.rows_per_shard,

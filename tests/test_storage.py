@@ -40,6 +40,8 @@ def test_local_round_trip(tmp_path: Path, scheme: str) -> None:
     storage.write_bytes(uri, b"one")
     storage.write_bytes(uri, b"second")
     assert storage.read_bytes(uri) == b"second"
+    assert storage.read_range(uri, 2, 3) == b"con"
+    assert storage.read_range(uri, 4, 9) == b"nd", "less where the file ends before"
     assert storage.size(uri) == 6
     assert storage.sha256(uri) == hashlib.sha256(b"second").hexdigest()
     storage.write_json(storage.join(root, "b.json"), {"x": [1, 2]})
@@ -131,6 +133,7 @@ def test_object_store_round_trip(bucket: str) -> None:
     storage.write_bytes(f"{root}/dir/sub/b", b"bb")
     storage.write_json(f"{root}/c.json", {"x": [1]})
     assert storage.read_bytes(f"{root}/dir/a.bin") == data
+    assert storage.read_range(f"{root}/dir/a.bin", 70_000, 20_000) == data[70_000:90_000]
     assert storage.sha256(f"{root}/dir/a.bin") == hashlib.sha256(data).hexdigest()
     assert (storage.size(f"{root}/dir/a.bin"), storage.size(f"{root}/dir")) == (len(data), None)
     assert storage.exists(f"{root}/dir")

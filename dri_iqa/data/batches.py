@@ -6,7 +6,7 @@ bytes there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +37,7 @@ class Stage1Batches:
 
     clean: Source
     schedule: Schedule
+    """Over places in the manifest's order, so that ids with gaps need no list of them."""
     degrade: DegradeConfig
     crop: int
     run_seed: int
@@ -55,13 +56,20 @@ class Stage1Batches:
     def __call__(self, step: int) -> Batch:
         """The batch of a global step, see `stage1_batch`."""
         epoch, index = divmod(step, self.schedule.steps_per_epoch)
+        reader = self.clean.open()
+        rows = self.schedule.batch(epoch, index, self.rank, self.world)
+        ids = reader.ids_at(np.array([row.image_id for row in rows]))
         recipe_of = None
         if self.share_recipes:
-            ids = [row.image_id for row in self.schedule.batch(epoch, index)]
-            recipe_of = dict(zip(ids[1::2], ids[::2], strict=False))
+            places = [row.image_id for row in self.schedule.batch(epoch, index)]
+            leader_of = dict(zip(places[1::2], places[::2], strict=False))
+            led = [number for number, row in enumerate(rows) if row.image_id in leader_of]
+            leaders = np.array([leader_of[rows[number].image_id] for number in led], dtype=np.int64)
+            own = (ids[number] for number in led)
+            recipe_of = dict(zip(own, reader.ids_at(leaders), strict=True))
         return stage1_batch(
-            self.clean.open(),
-            self.schedule.batch(epoch, index, self.rank, self.world),
+            reader,
+            [row._replace(image_id=image_id) for row, image_id in zip(rows, ids, strict=True)],
             run_seed=self.run_seed,
             degrade=self.degrade,
             crop=self.crop,
@@ -83,7 +91,7 @@ class Stage2Batches:
     score_lo: float
     score_hi: float
     higher_is_better: bool
-    train_ids: tuple[int, ...]
+    train_ids: Collection[int]
     scores: Mapping[int, float] | None = None
     """Labels that replace the stored ones (the control with shuffled scores)."""
     auxiliary: Stage1Batches | None = None

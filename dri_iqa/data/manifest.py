@@ -1,9 +1,11 @@
 """The manifest of an ingested data set, and reading single images by it.
 
-The manifest names every shard and the table of all rows with their SHA-256, and carries a digest of
-itself: whoever holds the digest knows every byte. It is written last, so a directory without one
-is an ingest that has not finished. Reading goes from the table to a row group of a shard; nothing
-is listed.
+The manifest names every shard and its page (the shard's rows without bytes) with their SHA-256, and carries a digest of
+itself: whoever holds the digest knows every byte. It is written last, so a directory without one is an ingest that has
+not finished. Reading goes from an id to its page to the place of its bytes; nothing is listed, and what a process holds
+does not grow with the number of images but for one line a shard.
+
+Shape suffixes: N places or ids.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import io
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -23,21 +25,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dri_iqa import storage
-from dri_iqa.data.records import DataError, DataSet, ScoreKind
-from dri_iqa.data.shards import (
-    FORMAT,
-    SCHEMA,
-    Quarantined,
-    ShardInfo,
-    ShardResult,
-    parquet_bytes,
-    table_uri,
-)
+from dri_iqa.data.ahead import ahead
+from dri_iqa.data.records import DataError, ScoreKind
+from dri_iqa.data.shards import FORMAT, ShardInfo
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.parquet"
-PLACE = pa.schema([("shard", pa.int64()), ("row_group", pa.int64()), ("row", pa.int64())])
-_METADATA = [name for name in SCHEMA.names if name != "bytes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +47,7 @@ class Manifest:
     counts: dict[str, int]
     """images, references, groups and quarantined rows."""
     shards: tuple[ShardInfo, ...]
-    table_name: str
-    table_sha256: str
+    """In the order of their ids; images come before references."""
 
     @property
     def digest(self) -> str:
@@ -92,25 +84,23 @@ class Manifest:
             )
         return manifest
 
+    def pages(self) -> Iterator[pa.Table]:
+        """The rows of one shard after the other, see `read_page`."""
+        for _, page in ahead(lambda info: read_page(self.directory, info), self.shards):
+            yield page()
+
     def table(self) -> pa.Table:
-        """All rows without image bytes, sorted by image id (columns of the shards plus their
-        place).
+        """All rows without image bytes, in the order of their ids: for sets that people have scored. What clean sets
+        are read for goes from page to page.
 
         Raises:
-            DataError: the table is missing or its digest does not fit.
+            DataError: a page is missing or its digest does not fit.
         """
         return self._table
 
     @cached_property
     def _table(self) -> pa.Table:
-        uri = storage.join(self.directory, self.table_name)
-        try:
-            data = storage.read_bytes(uri)
-        except FileNotFoundError:
-            raise DataError(f"{uri} is missing\nIngest the data again.") from None
-        if hashlib.sha256(data).hexdigest() != self.table_sha256:
-            raise DataError(f"{uri} was changed\nRestore it or ingest the data again.")
-        return pq.read_table(io.BytesIO(data))
+        return pa.concat_tables(self.pages()).combine_chunks()
 
     def images(self) -> pa.Table:
         """Rows of the images proper, without references."""
@@ -133,127 +123,82 @@ class Manifest:
         storage.write_json(storage.join(self.directory, MANIFEST), value)
 
 
-def publish(
-    directory: str,
-    dataset: DataSet,
-    results: Sequence[ShardResult],
-    *,
-    max_bad: float = 0.01,
-) -> Manifest:
-    """Gather the written shards, look for duplicates over all of them, and write the manifest last.
-
-    Byte-identical images are set aside but for the first; the exception are images of one group
-    that differ in distortion type or level, because a level of a synthetic set may leave an image
-    as it is. Images whose reference was set aside are set aside too.
-
-    Args:
-        directory: URI of the shards.
-        dataset: what they were made from.
-        results: of every plan, in any order.
-        max_bad: largest share of rows that may be set aside.
+def read_page(directory: str, info: ShardInfo) -> pa.Table:
+    """The rows of a shard without image bytes: its columns, and each image's place in its file.
 
     Raises:
-        DataError: more were set aside (the message names the table with the reasons), or nothing is
-            left.
+        DataError: the page is missing or its digest does not fit.
     """
-    ordered = sorted(results, key=lambda result: result.info.name)
-    filled = [result for result in ordered if result.info.rows]
-    shards = tuple(result.info for result in filled)
-    bad = [row for result in ordered for row in result.quarantined]
-    pieces = [_metadata(directory, number, result) for number, result in enumerate(filled)]
-    rows = [row for piece in pieces for row in piece.to_pylist()]
-    rows.sort(key=lambda row: row["image_id"])
-    listed = len(rows) + len(bad)
-    rows = _without_orphans(_without_duplicates(rows, bad), bad)
-    quarantine = storage.join(directory, QUARANTINE)
-    storage.write_bytes(quarantine, parquet_bytes(_quarantine_table(bad)))
-    if len(bad) > max_bad * listed or not any(row["role"] == "image" for row in rows):
-        reasons: dict[str, int] = {}
-        for row in bad:
-            reason = row.reason.split(" (")[0].split(" of ")[0]
-            reasons[reason] = reasons.get(reason, 0) + 1
-        summary = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        raise DataError(
-            f"{dataset.name}: {len(bad)} of {listed} rows cannot be used ({summary}), allowed are"
-            f" {max_bad:.2%}\nSee {quarantine}; repair the files or raise data.max_bad."
-        )
-    data = parquet_bytes(pa.Table.from_pylist(rows, schema=_table_schema()))
-    digest = hashlib.sha256(data).hexdigest()
-    table_name = f"table-{digest[:16]}.parquet"
-    storage.write_bytes(storage.join(directory, table_name), data, verify=True)
-    images = [row for row in rows if row["role"] == "image"]
-    manifest = Manifest(
-        directory=directory,
-        name=dataset.name,
-        score_kind=dataset.score_kind,
-        higher_is_better=dataset.higher_is_better,
-        licence=dataset.licence,
-        notes=dataset.notes,
-        counts={
-            "images": len(images),
-            "references": len(rows) - len(images),
-            "groups": len({row["group"] for row in images}),
-            "quarantined": len(bad),
-        },
-        shards=shards,
-        table_name=table_name,
-        table_sha256=digest,
-    )
-    manifest.save()
-    _remove_stale(directory, manifest)
-    return manifest
+    uri = storage.join(directory, info.page)
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise DataError(f"{uri} is missing\nRestore it or ingest the data again.") from None
+    if hashlib.sha256(data).hexdigest() != info.page_sha256:
+        raise DataError(f"{uri} was changed\nRestore it or ingest the data again.")
+    return pq.read_table(io.BytesIO(data))
 
 
 class ShardReader:
     """Single images of an ingested data set, by id.
 
-    A shard's SHA-256 is checked when it is first read, and every image's SHA-256 against the table
-    whenever it is fetched. The row groups read last are kept.
+    Pages are checked against the manifest, and images against their page. The pages and images read last are kept.
 
     Args:
         manifest: the data set.
         cache_bytes: how much encoded image data is kept.
-        verify_shards: check whole shards; off, only the images that are read are checked (for data
-            in a distant bucket of which each process reads a small part).
+        cache_rows: how many rows of pages are kept.
 
     Raises:
-        DataError: on reading, a shard or an image that is missing or was changed, by name.
+        DataError: on reading, a page or an image that is missing or was changed, by name.
     """
 
     def __init__(
-        self, manifest: Manifest, *, cache_bytes: int = 64 << 20, verify_shards: bool = True
+        self, manifest: Manifest, *, cache_bytes: int = 64 << 20, cache_rows: int = 1 << 16
     ) -> None:
         self.manifest = manifest
-        self._ids = manifest.table()["image_id"].to_numpy()
-        self._verify = verify_shards
-        self._verified: set[int] = set()
-        self._footers: dict[int, pq.FileMetaData] = {}
-        self._cache: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
-        self._cache_bytes, self._cached = cache_bytes, 0
+        self._first_ids = np.array([info.first_id for info in manifest.shards], dtype=np.int64)
+        self._ends = np.cumsum([info.rows for info in manifest.shards], dtype=np.int64)
+        self._pages: OrderedDict[int, pa.Table] = OrderedDict()
+        self._page_rows, self._cache_rows = 0, cache_rows
+        self._images: OrderedDict[int, bytes] = OrderedDict()
+        self._image_bytes, self._cache_bytes = 0, cache_bytes
         self._by_name: dict[str, int] | None = None
 
+    def ids_at(self, place_N: np.ndarray) -> list[int]:
+        """Image ids by their place in the ascending order of all ids; the images proper come first."""
+        return [self._at(place, "image_id") for place in place_N.tolist()]
+
     def row(self, image_id: int) -> dict[str, Any]:
-        """The table's row of an image.
+        """The page's row of an image.
 
         Raises:
             KeyError: no such image.
         """
-        place = int(np.searchsorted(self._ids, image_id))
-        if place == len(self._ids) or self._ids[place] != image_id:
-            raise KeyError(f"{self.manifest.name} has no image {image_id}")
-        return self.manifest.table().slice(place, 1).to_pylist()[0]
+        return self._row(image_id)[1]
 
     def read(self, image_id: int) -> dict[str, Any]:
-        """The table's row of an image and its encoded `bytes`."""
-        row = self.row(image_id)
-        data = self._group(row["shard"], row["row_group"])[row["row"]]
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            name = self.manifest.shards[row["shard"]].name
-            raise DataError(
-                f"{name}: the image {row['name']} was changed\nRestore the shard or ingest again."
-            )
-        row["bytes"] = data
-        return row
+        """The page's row of an image and its encoded `bytes`."""
+        shard, row = self._row(image_id)
+        if image_id in self._images:
+            self._images.move_to_end(image_id)
+        else:
+            self._images[image_id] = self._fetch(shard, row)
+            self._image_bytes += row["length"]
+            while self._image_bytes > self._cache_bytes and len(self._images) > 1:
+                _, dropped = self._images.popitem(last=False)
+                self._image_bytes -= len(dropped)
+        return row | {"bytes": self._images[image_id]}
+
+    def neighbours(self, place: int) -> range:
+        """Places of the images around a place that are of its group: in a clean set, all of that group."""
+        group = self._at(place, "group")
+        first, end = place, place + 1
+        while first > 0 and self._at(first - 1, "group") == group:
+            first -= 1
+        while end < self.manifest.counts["images"] and self._at(end, "group") == group:
+            end += 1
+        return range(first, end)
 
     def read_reference(self, name: str) -> dict[str, Any]:
         """The row and `bytes` of a reference image by its name.
@@ -272,32 +217,46 @@ class ShardReader:
             }
         return self._by_name[name]
 
-    def _group(self, shard: int, number: int) -> list[bytes]:
-        key = (shard, number)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        info = self.manifest.shards[shard]
-        uri = storage.join(self.manifest.directory, info.name)
-        if self._verify and shard not in self._verified:
-            _check_shard(uri, info)
-            self._verified.add(shard)
+    def _at(self, place: int, column: str) -> Any:
+        shard = int(np.searchsorted(self._ends, place, side="right"))
+        before = int(self._ends[shard - 1]) if shard else 0
+        return self._page(shard)[column][place - before].as_py()
 
-        def load(stream: pa.NativeFile) -> list[bytes]:
-            parquet = pq.ParquetFile(stream, metadata=self._footers.get(shard))
-            self._footers[shard] = parquet.metadata
-            return parquet.read_row_group(number, columns=["bytes"])["bytes"].to_pylist()
+    def _row(self, image_id: int) -> tuple[int, dict[str, Any]]:
+        """The number of an image's shard and its row."""
+        shard = int(np.searchsorted(self._first_ids, image_id, side="right")) - 1
+        if shard >= 0:
+            page = self._page(shard)
+            ids = page["image_id"].to_numpy()
+            place = int(np.searchsorted(ids, image_id))
+            if place < len(ids) and ids[place] == image_id:
+                return shard, page.slice(place, 1).to_pylist()[0]
+        raise KeyError(f"{self.manifest.name} has no image {image_id}")
 
+    def _page(self, shard: int) -> pa.Table:
+        if shard in self._pages:
+            self._pages.move_to_end(shard)
+            return self._pages[shard]
+        page = read_page(self.manifest.directory, self.manifest.shards[shard])
+        self._pages[shard] = page
+        self._page_rows += page.num_rows
+        while self._page_rows > self._cache_rows and len(self._pages) > 1:
+            _, dropped = self._pages.popitem(last=False)
+            self._page_rows -= dropped.num_rows
+        return page
+
+    def _fetch(self, shard: int, row: dict[str, Any]) -> bytes:
+        name = self.manifest.shards[shard].name
+        uri = storage.join(self.manifest.directory, name)
         try:
-            group = storage.with_file(uri, load)
-        except (FileNotFoundError, pa.ArrowInvalid, IndexError) as error:
-            raise _damaged(info.name, str(error).splitlines()[0]) from None
-        self._cache[key] = group
-        self._cached += sum(len(data) for data in group)
-        while self._cached > self._cache_bytes and len(self._cache) > 1:
-            _, dropped = self._cache.popitem(last=False)
-            self._cached -= sum(len(data) for data in dropped)
-        return group
+            data = storage.read_range(uri, row["offset"], row["length"])
+        except FileNotFoundError:
+            raise DataError(f"the shard {name} is missing\nRestore it or ingest again.") from None
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise DataError(
+                f"{name}: the image {row['name']} was changed\nRestore the shard or ingest again."
+            )
+        return data
 
 
 @lru_cache(maxsize=8)
@@ -314,88 +273,3 @@ def open_reader(directory: str, digest: str) -> ShardReader:
             "The data were ingested again since; start a new run."
         )
     return ShardReader(manifest)
-
-
-def _check_shard(uri: str, info: ShardInfo) -> None:
-    try:
-        found = storage.sha256(uri)
-    except FileNotFoundError:
-        raise _damaged(info.name, "it is missing") from None
-    if found != info.sha256:
-        raise _damaged(info.name, f"its digest is {found[:12]}, expected {info.sha256[:12]}")
-
-
-def _damaged(name: str, reason: str) -> DataError:
-    return DataError(f"the shard {name} cannot be used: {reason}\nRestore it or ingest again.")
-
-
-def _metadata(directory: str, number: int, result: ShardResult) -> pa.Table:
-    info, uri = result.info, table_uri(directory, result.info.name)
-    data = storage.read_bytes(uri)
-    if hashlib.sha256(data).hexdigest() != result.table_sha256:
-        raise DataError(f"{uri} was changed\nDelete it and ingest again.")
-    table = pq.read_table(io.BytesIO(data))
-    places = np.arange(table.num_rows)
-    return (
-        table.append_column("shard", pa.array(np.full(table.num_rows, number)))
-        .append_column("row_group", pa.array(places // info.row_group_rows))
-        .append_column("row", pa.array(places % info.row_group_rows))
-    )
-
-
-def _table_schema() -> pa.Schema:
-    return pa.schema([SCHEMA.field(name) for name in _METADATA] + list(PLACE))
-
-
-def _quarantine_table(rows: Sequence[Quarantined]) -> pa.Table:
-    names = ("role", "name", "path", "reason")
-    schema = pa.schema([("image_id", pa.int64()), *((name, pa.string()) for name in names)])
-    ordered = sorted(rows, key=lambda row: row.image_id)
-    return pa.Table.from_pylist([asdict(row) for row in ordered], schema=schema)
-
-
-def _set_aside(row: dict[str, Any], reason: str) -> Quarantined:
-    return Quarantined(
-        image_id=row["image_id"], role=row["role"], name=row["name"], path=None, reason=reason
-    )
-
-
-def _without_duplicates(rows: list[dict[str, Any]], bad: list[Quarantined]) -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = []
-    seen: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["role"] == "reference":
-            kept.append(row)
-            continue
-        twins = seen.setdefault(row["sha256"], [])
-        own = (row["group"], row["type"], row["level"])
-        legitimate = row["type"] is not None and all(
-            twin["group"] == row["group"] and (twin["group"], twin["type"], twin["level"]) != own
-            for twin in twins
-        )
-        if twins and not legitimate:
-            bad.append(_set_aside(row, f"duplicate of {twins[0]['name']}"))
-        else:
-            twins.append(row)
-            kept.append(row)
-    return kept
-
-
-def _without_orphans(rows: list[dict[str, Any]], bad: list[Quarantined]) -> list[dict[str, Any]]:
-    there = {row["name"] for row in rows if row["role"] == "reference"}
-    kept: list[dict[str, Any]] = []
-    for row in rows:
-        if row["reference"] is not None and row["reference"] not in there:
-            bad.append(_set_aside(row, f"its reference {row['reference']} is set aside"))
-        else:
-            kept.append(row)
-    return kept
-
-
-def _remove_stale(directory: str, manifest: Manifest) -> None:
-    """Shards and tables of an earlier ingest into the same directory."""
-    named = {info.name for info in manifest.shards} | {manifest.table_name}
-    for uri in storage.list_files(directory, recursive=False, suffix=".parquet"):
-        name = uri.rsplit("/", 1)[-1]
-        if name.startswith(("shard-", "table-")) and name not in named:
-            storage.delete(uri)

@@ -2,19 +2,21 @@
 
 A schedule is a pure function (epoch, step, rank, world) -> rows, so any number of workers sees the
 same batches, a run resumes at any step without replay, and tests can compare what was seen with
-what was meant. Only one permutation is held at a time, whatever the number of epochs.
+what was meant. No order is ever written out: a schedule of 10^9 images takes a few kilobytes, and
+a step asks the epoch's permutation for its own places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from dri_iqa.data.order import IdSet, Permutation
 from dri_iqa.data.records import DataError
-from dri_iqa.seeds import Purpose, generator
+from dri_iqa.seeds import Purpose
 
 
 class Row(NamedTuple):
@@ -43,8 +45,8 @@ class Schedule:
     their rows differ by at most one; together they are the global batch, whatever the world size.
     """
 
-    ids: tuple[int, ...]
-    """Image ids, in any order; the permutation is drawn over the sorted ids."""
+    ids: Collection[int]
+    """Image ids, in any order; kept as an `IdSet`, over whose order the permutation is drawn."""
     batch_size: int
     """Largest number of rows of one step over all ranks."""
     epochs: int
@@ -52,18 +54,20 @@ class Schedule:
     purpose: Purpose = Purpose.SCHEDULE
     """Keeps the orders of several streams of a run independent (SCHEDULE or AUXILIARY)."""
     remainder: Literal["balance", "drop", "wrap"] = "balance"
-    _last: dict[int, np.ndarray] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _set: IdSet = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        try:
+            ids = IdSet.of(self.ids)
+        except ValueError:
+            raise DataError("a schedule names an image twice\nMake the ids unique.") from None
+        object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "_set", ids)
         if self.batch_size < 1 or self.epochs < 0:
             raise DataError(
                 f"a schedule of {self.epochs} epochs with batches of {self.batch_size}\n"
                 "Use a batch size of at least 1 and a number of epochs of at least 0."
             )
-        if len(set(self.ids)) != len(self.ids):
-            raise DataError("a schedule names an image twice\nMake the ids unique.")
         if self.steps_per_epoch < 1:
             raise DataError(
                 f"{len(self.ids)} images do not fill one batch of {self.batch_size}\n"
@@ -105,9 +109,11 @@ class Schedule:
                 f"a batch of {stop - start} images cannot be dealt to {world} workers\n"
                 "Use a larger batch, more images or fewer workers."
             )
-        order = self._order(epoch)
-        places = range(start + rank, stop, world)
-        return [Row(epoch, place, int(order[place % len(order)])) for place in places]
+        place_N = np.arange(start + rank, stop, world)
+        order = Permutation(len(self.ids), self.run_seed, self.purpose, epoch)
+        id_N = self._set.take(order(place_N % len(self.ids)))
+        rows = zip(place_N.tolist(), id_N.tolist(), strict=True)
+        return [Row(epoch, place, image_id) for place, image_id in rows]
 
     def remaining(
         self,
@@ -136,24 +142,14 @@ class Schedule:
         """All rows of an epoch in order."""
         return [row for step in range(self.steps_per_epoch) for row in self.batch(epoch, step)]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        # Asked for once a step, so the current epoch's permutation is kept; nothing depends on
-        # that.
-        order = self._last.get(epoch)
-        if order is None:
-            rng = generator(self.run_seed, self.purpose, epoch)
-            order = rng.permutation(np.array(sorted(self.ids), dtype=np.int64))
-            self._last.clear()
-            self._last[epoch] = order
-        return order
 
-
-def choose(ids: tuple[int, ...], count: int | None, run_seed: int) -> tuple[int, ...]:
-    """A seeded choice of `count` images (all where there are fewer), sorted.
+def choose(ids: Collection[int], count: int | None, run_seed: int) -> IdSet:
+    """A seeded choice of `count` images (all where there are fewer).
 
     The paper's 3392 clean images are such a choice out of DIV2K and Flickr2K (4.1).
     """
-    if count is None or count >= len(ids):
-        return tuple(sorted(ids))
-    rng = generator(run_seed, Purpose.LIMIT)
-    return tuple(sorted(rng.permutation(np.array(sorted(ids)))[:count].tolist()))
+    everything = IdSet.of(ids)
+    if count is None or count >= len(everything):
+        return everything
+    order = Permutation(len(everything), run_seed, Purpose.LIMIT)
+    return IdSet.of(everything.take(order(np.arange(count))))

@@ -4,8 +4,6 @@ Planning is cheap and central, writing is a pure function of one plan that any w
 same plan gives the same bytes, and a shard that an interrupted ingest finished is not written
 again. Image bytes are stored as they were encoded, unless a pristine image is cut into sub-images
 or a data set's protocol shrinks it; those become PNG.
-
-Shape suffixes: H height, W width, C the three RGB channels.
 """
 
 from __future__ import annotations
@@ -14,22 +12,19 @@ import hashlib
 import itertools
 import json
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from dri_iqa import storage
-from dri_iqa.data.cutting import png_bytes, sub_images
+from dri_iqa.data.ahead import ahead
+from dri_iqa.data.cutting import encoded_parts
 from dri_iqa.data.records import DataError, DataSet, Record
-from dri_iqa.images import ImageError, decode, probe
+from dri_iqa.images import ImageError, probe
 from dri_iqa.seeds import Purpose, generator
 
 SCHEMA = pa.schema(
@@ -51,15 +46,17 @@ SCHEMA = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
     ]
 )
+PLACE = pa.schema([("offset", pa.int64()), ("length", pa.int64())])
+"""Where an image's encoded bytes lie in the shard's file."""
+PAGE = pa.schema([field for field in SCHEMA if field.name != "bytes"] + list(PLACE))
+"""A page: the rows of one shard without their bytes."""
 PARTS = "parts"
-"""Directory of the records and the tables (the rows without bytes) of single shards."""
+"""Directory of the receipts and the pages of single shards."""
 TILES = 4096
 """Ids reserved for the sub-images of one image where images are cut."""
-FETCH_AHEAD = 8
-"""Files of a bucket that one process has under way."""
-ROW_GROUPS_AT_ONCE = 16
-"""Row groups that are put together before they are written."""
-FORMAT = 1
+ROW_GROUP_ROWS = 64
+"""Rows that are put together and written as one row group; single images are read by their place in the file."""
+FORMAT = 2
 """Version of the layout; part of every plan's digest."""
 
 
@@ -80,8 +77,6 @@ class ShardPlan:
     """Short side that larger images are shrunk to, or None."""
     min_side: int
     """Images with a smaller side are set aside."""
-    row_group_rows: int
-    """Rows that are read together."""
 
     @property
     def digest(self) -> str:
@@ -102,9 +97,15 @@ class ShardInfo:
 
     name: str
     rows: int
+    """Rows of its page, which are all that may be used."""
     size: int
+    """Bytes of its file."""
     sha256: str
-    row_group_rows: int
+    first_id: int
+    """Of its page; ids ascend in a page and from shard to shard."""
+    page: str
+    """Its page's file below the manifest's directory."""
+    page_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,6 @@ class ShardResult:
     """What writing one shard gave."""
 
     info: ShardInfo
-    table_sha256: str
-    """Of the rows without their bytes, which lie in a file of their own (`table_uri`)."""
     quarantined: tuple[Quarantined, ...] = ()
     resumed: bool = field(default=False, compare=False)
     """True where an earlier ingest had written it already."""
@@ -137,14 +136,14 @@ def plan_shards(
     shard_bytes: int = 96 << 20,
     cut: int | None = None,
     min_side: int = 32,
-    row_group_rows: int = 4,
     seed: int = 0,
 ) -> list[ShardPlan]:
     """Deal a data set's records, and then its references, to shards.
 
-    Scored sets keep their order; clean images are shuffled by the seed, so that neighbours in a
-    shard have nothing in common. Ids follow the data set's order either way (times `TILES` where
-    images are cut), so they do not depend on the seed or on what is set aside.
+    Scored sets keep their order; clean images are shuffled by the seed, those of a group together,
+    so that few neighbours in a shard have anything in common and a group's rows are neighbours.
+    Ids count in the resulting order (times `TILES` where images are cut), whatever is set aside:
+    an id leads to its shard without a table of all of them.
 
     Args:
         dataset: records and references.
@@ -152,7 +151,6 @@ def plan_shards(
         shard_bytes: a shard is closed before its files exceed this, as far as sizes are known.
         cut: side in pixels of the sub-images that unscored images are cut into; None keeps them
         whole. min_side: images with a smaller side are set aside.
-        row_group_rows: rows that are read together; few, because access is random.
         seed: of the shuffle.
 
     Raises:
@@ -161,7 +159,6 @@ def plan_shards(
     for key, value in {
         "rows_per_shard": rows_per_shard,
         "shard_bytes": shard_bytes,
-        "row_group_rows": row_group_rows,
         "min_side": min_side,
         "cut": 1 if cut is None else cut,
     }.items():
@@ -170,10 +167,8 @@ def plan_shards(
     scored = dataset.score_kind != "none"
     cut = None if scored else cut
     step = TILES if cut else 1
-    images = [(place * step, "image", record) for place, record in enumerate(dataset.records)]
-    if not scored:
-        rng = generator(seed, Purpose.SHARDS)
-        images = [images[place] for place in rng.permutation(len(images))]
+    records = dataset.records if scored else _shuffled(dataset.records, seed)
+    images = [(place * step, "image", record) for place, record in enumerate(records)]
     first = len(dataset.records) * step
     rows = images + [
         (first + place, "reference", record) for place, record in enumerate(dataset.references)
@@ -197,7 +192,6 @@ def plan_shards(
             cut=cut,
             short_side=dataset.short_side,
             min_side=min_side,
-            row_group_rows=row_group_rows,
         )
         for number, part in enumerate(parts)
         if part
@@ -226,49 +220,43 @@ def write_shard(plan: ShardPlan, directory: str) -> ShardResult:
         return done
     quarantined: list[Quarantined] = []
     sink = pa.BufferOutputStream()
-    count, tables = 0, [SCHEMA.empty_table().drop_columns("bytes")]
-    # A row group holds few rows: packing its columns would cost more time than it saves space.
+    pages, images = [PAGE.empty_table().drop_columns(PLACE.names)], []
+    # Bytes are stored as they are, so that they can be read by their place in the file.
     with pq.ParquetWriter(
         sink, SCHEMA, use_dictionary=False, compression="none", write_statistics=False
     ) as writer:
         rows = _rows(plan, quarantined)
-        while some := list(itertools.islice(rows, ROW_GROUPS_AT_ONCE * plan.row_group_rows)):
+        while some := list(itertools.islice(rows, ROW_GROUP_ROWS)):
             table = pa.Table.from_pylist(some, schema=SCHEMA)
-            writer.write_table(table, row_group_size=plan.row_group_rows)
-            tables.append(table.drop_columns("bytes"))
-            count += len(some)
-    data = sink.getvalue().to_pybytes() if count else b""
-    table_data = parquet_bytes(pa.concat_tables(tables))
+            writer.write_table(table)
+            pages.append(table.drop_columns("bytes"))
+            images += [row["bytes"] for row in some]
+    data = sink.getvalue().to_pybytes() if images else b""
+    page = pa.concat_tables(pages)
+    for name, values in zip(PLACE.names, _places(data, images), strict=True):
+        page = page.append_column(PLACE.field(name), pa.array(values, pa.int64()))
+    page_data = parquet_bytes(page)
     info = ShardInfo(
         name=plan.name,
-        rows=count,
+        rows=len(images),
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        row_group_rows=plan.row_group_rows,
+        first_id=page["image_id"][0].as_py() if images else -1,
+        page=f"{PARTS}/{plan.name}",
+        page_sha256=hashlib.sha256(page_data).hexdigest(),
     )
-    if count:
+    if images:
         storage.write_bytes(target, data, verify=True)
-    storage.write_bytes(table_uri(directory, plan.name), table_data)
-    result = ShardResult(
-        info=info,
-        table_sha256=hashlib.sha256(table_data).hexdigest(),
-        quarantined=tuple(quarantined),
-    )
+    storage.write_bytes(storage.join(directory, info.page), page_data)
     storage.write_json(
         receipt,
         {
             "plan": plan_digest,
             "info": asdict(info),
-            "table_sha256": result.table_sha256,
             "quarantined": [asdict(row) for row in quarantined],
         },
     )
-    return result
-
-
-def table_uri(directory: str, shard: str) -> str:
-    """Where the rows of a shard lie without their bytes, as one small Parquet file."""
-    return storage.join(directory, PARTS, shard)
+    return ShardResult(info=info, quarantined=tuple(quarantined))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -284,15 +272,39 @@ def _resume(plan_digest: str, directory: str, target: str, receipt: str) -> Shar
         if stored["plan"] != plan_digest:
             return None
         info = ShardInfo(**stored["info"])
-        table_sha256 = str(stored["table_sha256"])
-        if not storage.exists(table_uri(directory, info.name)):
+        if not storage.exists(storage.join(directory, info.page)):
             return None
         rows = tuple(Quarantined(**row) for row in stored["quarantined"])
     except (FileNotFoundError, storage.StorageError, KeyError, TypeError):
         return None
     if info.rows and storage.size(target) != info.size:
         return None
-    return ShardResult(info=info, table_sha256=table_sha256, quarantined=rows, resumed=True)
+    return ShardResult(info=info, quarantined=rows, resumed=True)
+
+
+def _shuffled(records: Sequence[Record], seed: int) -> list[Record]:
+    """Clean images in a seeded order of their groups."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.group or record.name, []).append(record)
+    order = generator(seed, Purpose.SHARDS).permutation(len(groups))
+    members = list(groups.values())
+    return [record for place in order for record in members[place]]
+
+
+def _places(data: bytes, images: Sequence[bytes]) -> tuple[list[int], list[int]]:
+    """Offset and length of the images in a shard's file, where they lie in this order."""
+    offsets, end = [], 0
+    for image in images:
+        head = len(image).to_bytes(4, "little") + image[:64]  # as Parquet writes a plain value
+        while True:
+            start = data.index(head, end) + 4
+            if data.startswith(image, start):
+                break
+            end = start
+        offsets.append(start)
+        end = start + len(image)
+    return offsets, [len(image) for image in images]
 
 
 def _rows(plan: ShardPlan, quarantined: list[Quarantined]) -> Iterator[dict[str, Any]]:
@@ -305,7 +317,8 @@ def _rows(plan: ShardPlan, quarantined: list[Quarantined]) -> Iterator[dict[str,
             _check_zeroed(data)
             if min(height, width) < plan.min_side:
                 raise ImageError(f"too small ({width}x{height}, at least {plan.min_side})")
-            parts = _parts(plan, role, data, height, width)
+            cut = plan.cut if role == "image" else None
+            parts = encoded_parts(data, height, width, cut=cut, short_side=plan.short_side)
             if len(parts) > TILES:
                 raise ImageError(f"too many sub-images ({len(parts)})")
         except (ImageError, FileNotFoundError) as error:
@@ -353,15 +366,7 @@ def _sources(
         for row in plan.rows:
             yield row, partial(_source, plan, row[2])
         return
-    with ThreadPoolExecutor(FETCH_AHEAD) as pool:
-        waiting: deque[tuple[tuple[int, str, Record], Future[bytes]]] = deque()
-        for row in plan.rows:
-            waiting.append((row, pool.submit(_source, plan, row[2])))
-            if len(waiting) == FETCH_AHEAD:
-                first, future = waiting.popleft()
-                yield first, future.result
-        for first, future in waiting:
-            yield first, future.result
+    yield from ahead(lambda row: _source(plan, row[2]), plan.rows)
 
 
 def _source(plan: ShardPlan, record: Record) -> bytes:
@@ -379,26 +384,3 @@ def _check_zeroed(data: bytes) -> None:
     length = max(1024, len(data) // 50)
     if data.find(bytes(length), data.find(b"\xff\xda")) >= 0:
         raise ImageError(f"corrupt (more than {length} zero bytes inside)")
-
-
-def _parts(
-    plan: ShardPlan, role: str, data: bytes, height: int, width: int
-) -> list[tuple[bytes, tuple[int, int]]]:
-    """The encoded images that a file becomes, with (height, width)."""
-    shrinks = bool(plan.short_side) and min(height, width) > (plan.short_side or 0)
-    cuts = plan.cut is not None and role == "image" and max(height, width) > plan.cut
-    if not shrinks and not cuts:
-        return [(data, (height, width))]
-    image_HWC = decode(data)
-    if shrinks and plan.short_side:
-        scale = plan.short_side / min(height, width)
-        width, height = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC)
-        image_HWC = np.array(picture)
-    boxes = sub_images(height, width, plan.cut) if cuts and plan.cut else [(0, 0, height, width)]
-    if len(boxes) == 1:
-        return [(png_bytes(image_HWC) if shrinks else data, (height, width))]
-    return [
-        (png_bytes(image_HWC[top : top + tall, left : left + wide]), (tall, wide))
-        for top, left, tall, wide in boxes
-    ]

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dri_iqa import storage
-from dri_iqa.config import Stage1Config, from_dict
+from dri_iqa.config import MOST_HELD_OUT, Stage1Config, from_dict
 from dri_iqa.data.batches import Source
+from dri_iqa.data.order import IdSet, Permutation
 from dri_iqa.data.schedule import choose
 from dri_iqa.evaluation.probe import (
     Views,
@@ -25,6 +27,7 @@ from dri_iqa.evaluation.probe import (
 )
 from dri_iqa.images import decode, resize_short_side
 from dri_iqa.probe import DegradationProbe
+from dri_iqa.seeds import Purpose
 from dri_iqa.stages import PretrainStage, TrainStage
 from dri_iqa.stages.base import Stage
 from pipelines.runtime.fit import RunSpec
@@ -35,8 +38,8 @@ from pipelines.runtime.tracking import PICTURES
 class Parts:
     """The clean images of a run."""
 
-    train: tuple[int, ...]
-    """Ids that stage 1 may see."""
+    train: IdSet
+    """What stage 1 may see: places in the manifest's order, which every process turns into ids for itself."""
     fit: tuple[int, ...]
     """Ids that probes are fitted on."""
     test: tuple[int, ...]
@@ -45,28 +48,35 @@ class Parts:
 
 
 def clean_parts(source: Source, stage1: Stage1Config, seed: int) -> Parts:
-    """Divide the clean images by photograph: sub-images of one never lie on both sides."""
-    table = source.open().manifest.images().to_pydict()
-    by_group: dict[str, list[int]] = {}
-    for image_id, group in zip(table["image_id"], table["group"], strict=True):
-        by_group.setdefault(group, []).append(image_id)
-    groups = sorted(by_group)
+    """Divide the clean images by photograph: sub-images of one never lie on both sides.
 
-    def some(count: int) -> set[str]:
-        return {groups[number] for number in choose(tuple(range(len(groups))), count, seed)}
+    Nothing is listed: photographs are drawn by their images (so one of many sub-images is drawn before others), and
+    what stage 1 may see is the rest.
+    """
+    reader = source.open()
+    counts = reader.manifest.counts
+    everything = counts["images"]
 
-    def images(of: set[str], count: int | None = None) -> tuple[int, ...]:
-        found = [image_id for group in groups if group in of for image_id in by_group[group]]
-        return choose(tuple(found), count, seed)
+    def some(photographs: int) -> IdSet:
+        order = Permutation(everything, seed, Purpose.HELD_OUT)
+        drawn = (int(order(np.array([turn]))[0]) for turn in range(everything))
+        found: set[int] = set()
+        for _ in range(min(photographs, MOST_HELD_OUT)):
+            found.update(reader.neighbours(next(place for place in drawn if place not in found)))
+        return IdSet.of(found)
 
-    held = some(round(stage1.held_out * len(groups))) if stage1.held_out else set()
+    def ids(places: IdSet, count: int) -> tuple[int, ...]:
+        chosen = choose(places, count, seed)
+        return tuple(reader.ids_at(chosen.take(np.arange(len(chosen)))))
+
+    held = some(round(stage1.held_out * counts["groups"]))
     # without held-out photographs a third of all tests the probes, though not the extractor
-    test = held or some(len(groups) // 3)
+    test = held or some(counts["groups"] // 3)
     third = stage1.probe.images // 3
     return Parts(
-        train=images(set(groups) - held, stage1.n_clean),
-        fit=images(set(groups) - test, stage1.probe.images - third),
-        test=images(test, third),
+        train=choose(IdSet.rest(everything, held), stage1.n_clean, seed),
+        fit=ids(IdSet.rest(everything, test), stage1.probe.images - third),
+        test=ids(test, third),
     )
 
 

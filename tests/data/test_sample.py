@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dri_iqa.data.datasets import read_dataset
-from dri_iqa.data.manifest import publish
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.records import DataError, DataSet
 from dri_iqa.data.sample import (
     CLEAN_TILE,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
+from dri_iqa.data.order import IdSet
 from dri_iqa.data.records import DataError
 from dri_iqa.data.schedule import Row, Schedule, choose
 from dri_iqa.seeds import Purpose
@@ -60,7 +64,7 @@ def test_drop_leaves_out_a_different_remainder_each_epoch() -> None:
 
 
 def test_the_papers_clean_set_fills_its_batches() -> None:
-    chosen = choose(tuple(range(3450)), 3392, run_seed=0)
+    chosen = choose(range(3450), 3392, run_seed=0)
     plan = Schedule(chosen, 64, 300, remainder="drop")
     assert (plan.steps_per_epoch, plan.total_steps) == (53, 15_900)
     assert Counter(row.image_id for row in plan.table(7)) == Counter(chosen)
@@ -108,7 +112,44 @@ def test_refusals() -> None:
 
 
 def test_choose() -> None:
-    assert choose((3, 1, 2), None, 0) == choose((3, 1, 2), 9, 0) == (1, 2, 3)
-    picked = choose(tuple(range(50)), 10, 0)
+    assert [*choose((3, 1, 2), None, 0)] == [*choose((3, 1, 2), 9, 0)] == [1, 2, 3]
+    picked = choose(range(50), 10, 0)
     assert len(set(picked)) == 10
-    assert picked == choose(tuple(range(49, -1, -1)), 10, 0) != choose(tuple(range(50)), 10, 1)
+    assert set(picked) < set(range(50))
+    assert picked == choose(range(49, -1, -1), 10, 0) != choose(range(50), 10, 1)
+
+
+def test_a_billion_images_take_bounded_memory_anywhere_in_the_run() -> None:
+    """What a rank holds, sends to its data processes and touches at a step, with a thousand images cut out."""
+    count, batch, world = 10**9, 4096, 3
+    held_out = choose(range(count), 1000, run_seed=1)
+    with measured() as peak:
+        plan = Schedule(IdSet.rest(count, held_out), batch, 3, run_seed=7, remainder="drop")
+        steps = [plan.steps_per_epoch * part // 20 for part in range(20)]
+        seen: set[int] = set()
+        for step in steps:
+            whole = plan.batch(1, step)
+            seen.update(row.image_id for row in whole)
+            dealt = [plan.batch(1, step, rank, world) for rank in range(world)]
+            assert sorted(row for part in dealt for row in part) == whole
+        travels = pickle.dumps(plan)
+        again = pickle.loads(travels)
+        assert again.batch(2, steps[-1]) == plan.batch(2, steps[-1]) != plan.batch(1, steps[-1])
+    assert plan.steps_per_epoch == (count - 1000) // batch
+    assert len(seen) == len(steps) * batch, "no image twice among these steps"
+    assert 0 <= min(seen) < max(seen) < count
+    assert not seen & set(held_out)
+    assert peak[0] < 16e6, "of that, 6 MB are this test's own set"
+    assert len(travels) < 50e3
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[list[int]]:
+    """The most memory that Python and numpy held inside the block, in bytes."""
+    peak: list[int] = []
+    tracemalloc.start()
+    try:
+        yield peak
+        peak.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()

@@ -16,12 +16,18 @@ import pytest
 from PIL import Image
 
 from dri_iqa import storage
+from dri_iqa.config import DegradeConfig, ProbeConfig, Stage1Config
+from dri_iqa.data.batches import Source, Stage1Batches
 from dri_iqa.data.cutting import sub_images
-from dri_iqa.data.manifest import Manifest, ShardReader, open_reader, publish
+from dri_iqa.data.manifest import Manifest, ShardReader, open_reader
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.readers.generic import read_csv, read_folder
 from dri_iqa.data.records import DataError, DataSet, Record
+from dri_iqa.data.schedule import Schedule
 from dri_iqa.data.shards import plan_shards, write_shard
+from dri_iqa.data.summary import contact_sheet, summary
 from dri_iqa.images import decode
+from pipelines.runtime.probing import clean_parts
 
 
 def picture(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
@@ -112,25 +118,36 @@ def test_same_input_same_bytes_in_any_order(tmp_path: Path) -> None:
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
 
 
-def test_row_groups_and_cache(tmp_path: Path) -> None:
+def test_any_order_with_the_smallest_cache(tmp_path: Path) -> None:
     dataset = scored(23)
-    manifest = ingest(dataset, tmp_path, rows_per_shard=10, row_group_rows=3)
-    reader = ShardReader(manifest, cache_bytes=1)
+    manifest = ingest(dataset, tmp_path, rows_per_shard=10)
+    reader = ShardReader(manifest, cache_bytes=1, cache_rows=1)
     order = np.random.default_rng(0).permutation(23).tolist() * 2
     for number in order:
         assert reader.read(number)["bytes"] == dataset.records[number].data
-    assert len(reader._cache) == 1
+    assert len(reader._images) == len(reader._pages) == 1
+    assert reader.ids_at(np.array([22, 0, 10])) == [22, 0, 10]
 
 
-def test_clean_images_are_shuffled_but_keep_their_ids(tmp_path: Path) -> None:
-    records = tuple(Record(name=f"i{n:02d}", data=encoded(picture(n))) for n in range(20))
+def test_clean_images_are_shuffled_by_group_and_ids_follow_their_order(tmp_path: Path) -> None:
+    records = tuple(
+        Record(name=f"i{n:02d}", data=encoded(picture(n)), group=f"g{n % 7}") for n in range(20)
+    )
     dataset = DataSet(name="clean", records=records, score_kind="none")
     plans = [plan_shards(dataset, 5, seed=seed) for seed in (0, 0, 1)]
     assert plans[0] == plans[1]
-    assert [row[0] for plan in plans[0] for row in plan.rows] != sorted(range(20))
+    rows = [row for plan in plans[0] for row in plan.rows]
+    assert [row[0] for row in rows] == sorted(range(20))
+    assert [row[2] for row in rows] != list(records)
     assert plans[0] != plans[2]
-    reader = ShardReader(ingest(dataset, tmp_path, rows_per_shard=5))
-    assert [reader.read(n)["name"] for n in range(20)] == [record.name for record in records]
+    manifest = ingest(dataset, tmp_path, rows_per_shard=5)
+    reader = ShardReader(manifest, cache_rows=1)
+    assert {reader.read(n)["name"] for n in range(20)} == {record.name for record in records}
+    groups = manifest.table()["group"].to_pylist()
+    for place, group in enumerate(groups):
+        members = reader.neighbours(place)
+        assert {groups[member] for member in members} == {group}
+        assert len(members) == groups.count(group), "a group's images are neighbours"
 
 
 def test_shards_are_closed_by_size_too() -> None:
@@ -293,17 +310,17 @@ def test_a_changed_or_missing_shard_is_refused_by_name(tmp_path: Path) -> None:
     changed = bytes([whole[middle] ^ 1])
     shard.write_bytes(whole[:middle] + changed + whole[middle + 1 :])
     assert ShardReader(manifest).read(0)["name"] == "i0", "other shards are still good"
-    with pytest.raises(DataError, match=r"shard-00001\.parquet cannot be used: its digest"):
-        ShardReader(manifest).read(5)
     with pytest.raises(DataError, match=r"shard-00001\.parquet: the image i5 was changed"):
-        ShardReader(manifest, verify_shards=False).read(5)
+        ShardReader(manifest).read(5)
+    shard.write_bytes(whole[: middle - 50])
+    with pytest.raises(DataError, match=r"shard-00001\.parquet: the image i5 was changed"):
+        ShardReader(manifest).read(5)
     shard.unlink()
-    for verify in (True, False):
-        with pytest.raises(DataError, match=r"shard-00001\.parquet cannot be used"):
-            ShardReader(manifest, verify_shards=verify).read(5)
+    with pytest.raises(DataError, match=r"shard-00001\.parquet is missing"):
+        ShardReader(manifest).read(5)
 
 
-def test_a_changed_manifest_or_table_is_refused(tmp_path: Path) -> None:
+def test_a_changed_manifest_or_page_is_refused(tmp_path: Path) -> None:
     manifest = ingest(scored(), tmp_path)
     uri = str(tmp_path / "manifest.json")
     value = storage.read_json(uri)
@@ -314,9 +331,15 @@ def test_a_changed_manifest_or_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has format 99"):
         Manifest.load(str(tmp_path))
     storage.write_json(uri, value)
-    (tmp_path / manifest.table_name).write_bytes(b"PAR1")
+    page = tmp_path / manifest.shards[0].page
+    page.write_bytes(page.read_bytes() + b"PAR1")
     with pytest.raises(DataError, match="was changed"):
         Manifest.load(str(tmp_path)).table()
+    with pytest.raises(DataError, match="was changed"):
+        ShardReader(manifest).read(0)
+    page.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        ShardReader(manifest).read(0)
 
 
 def test_workers_refuse_another_ingest(tmp_path: Path) -> None:
@@ -332,7 +355,7 @@ def test_workers_refuse_another_ingest(tmp_path: Path) -> None:
 def test_another_ingest_into_the_same_place_leaves_nothing_behind(tmp_path: Path) -> None:
     ingest(scored(20), tmp_path, rows_per_shard=5)
     manifest = ingest(scored(6), tmp_path, rows_per_shard=5)
-    names = {info.name for info in manifest.shards} | {manifest.table_name}
+    names = {info.name for info in manifest.shards}
     assert set(snapshot(tmp_path)) == names | {"manifest.json", "quarantine.parquet"}
 
 
@@ -367,15 +390,52 @@ def test_sub_images_hold_the_pixels_and_the_group(tmp_path: Path) -> None:
         for name, image in (("large", large), ("small", small))
     )
     dataset = DataSet(name="clean", records=records, score_kind="none")
-    manifest = ingest(dataset, tmp_path, cut=50, row_group_rows=2)
+    manifest = ingest(dataset, tmp_path, cut=50)
     reader = ShardReader(manifest)
-    rows = manifest.images().to_pylist()
+    rows = sorted(manifest.images().to_pylist(), key=lambda row: row["group"])
     assert [row["name"] for row in rows] == [f"large#{n}" for n in range(6)] + ["small"]
     assert {row["group"] for row in rows} == {"large", "small"}
+    assert [row["image_id"] - rows[0]["image_id"] for row in rows[:6]] == list(range(6))
+    places = {row["image_id"]: place for place, row in enumerate(manifest.images().to_pylist())}
+    assert reader.ids_at(np.arange(7)) == list(places)
+    assert len(reader.neighbours(places[rows[0]["image_id"]])) == 6
     parts = [decode(reader.read(row["image_id"])["bytes"]) for row in rows[:6]]
     top = np.concatenate(parts[:3], axis=1)
     assert np.array_equal(np.concatenate([top, np.concatenate(parts[3:], axis=1)]), large)
     assert reader.read(rows[6]["image_id"])["bytes"] == records[1].data
+
+
+def test_what_stage_1_does_reads_pages_and_never_the_whole_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = tuple(
+        Record(name=f"i{n}", data=encoded(picture(n, 70, 130)), group=f"i{n}") for n in range(8)
+    )
+    dataset = DataSet(name="clean", records=records, score_kind="none")
+    plans = plan_shards(dataset, 2, cut=64)
+    results = [write_shard(plan, str(tmp_path)) for plan in plans]
+    monkeypatch.setattr(Manifest, "table", None)
+    manifest = publish(str(tmp_path), dataset, results)
+    assert summary(manifest)["images"] == "16"
+    assert contact_sheet(ShardReader(manifest)).startswith(b"\x89PNG")
+    source = Source(uri=str(tmp_path), digest=manifest.digest)
+    stage1 = Stage1Config(held_out=0.25, n_clean=None, probe=ProbeConfig(images=6))
+    parts = clean_parts(source, stage1, seed=0)
+    batches = Stage1Batches(
+        clean=source,
+        schedule=Schedule(parts.train, 4, 1),
+        degrade=DegradeConfig(region=64),
+        crop=48,
+        run_seed=0,
+    )
+    seen = [image_id for step in range(3) for image_id in batches(step)["image_id_B"].tolist()]
+    assert len({*seen}) == 12, "six photographs of two parts; ids have gaps between photographs"
+    assert max(seen) > 16
+    assert not {*seen} & {*parts.test}
+    reader = ShardReader(manifest, cache_rows=2)
+    for image_id in seen:
+        reader.read(image_id)
+        assert len(reader._pages) == 1
 
 
 def test_the_protocols_size(tmp_path: Path) -> None:

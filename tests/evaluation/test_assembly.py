@@ -12,7 +12,7 @@ from dri_iqa.bundle import ScoreScale, save_bundle
 from dri_iqa.config import DegradeConfig
 from dri_iqa.data.batches import Source
 from dri_iqa.data.cutting import png_bytes
-from dri_iqa.data.manifest import publish
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.records import DataSet, Record
 from dri_iqa.data.shards import plan_shards, write_shard
 from dri_iqa.evaluation import assembly, evaluate_table, figures

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dri_iqa import storage
 from dri_iqa.data.datasets import read_dataset
-from dri_iqa.data.manifest import publish
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.shards import plan_shards, write_shard
 from pipelines.runtime import config as configuration
 from pipelines.runtime.capacity import check_parts

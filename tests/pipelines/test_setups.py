@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
-from dri_iqa.config import ConfigError, OptimConfig, ProbeConfig, Stage1Config
+from dri_iqa.config import MOST_HELD_OUT, ConfigError, OptimConfig, ProbeConfig, Stage1Config
 from dri_iqa.data.batches import Source
 from dri_iqa.models.checks import check_model, check_restoration
 from pipelines.runtime.config import compose
@@ -28,11 +31,15 @@ def test_a_batch_that_cannot_be_dealt_evenly_names_the_numbers(
 
 
 def source(photographs: int, pieces: int) -> Source:
+    """Clean images in memory, of which one page at a time is known."""
     ids = range(photographs * pieces)
-    table = {"image_id": list(ids), "group": [f"photo{i // pieces}" for i in ids]}
-    images = SimpleNamespace(to_pydict=lambda: table)
-    manifest = SimpleNamespace(images=lambda: images)
-    return cast(Source, SimpleNamespace(open=lambda: SimpleNamespace(manifest=manifest)))
+    counts = {"images": len(ids), "groups": photographs}
+    reader = SimpleNamespace(
+        manifest=SimpleNamespace(counts=counts),
+        ids_at=lambda place_N: place_N.tolist(),
+        neighbours=lambda place: range(place - place % pieces, place - place % pieces + pieces),
+    )
+    return cast(Source, SimpleNamespace(open=lambda: reader))
 
 
 @pytest.mark.parametrize("held_out", [0.0, 0.25])
@@ -51,6 +58,21 @@ def test_parts_are_divided_by_photograph(held_out: float) -> None:
         assert len(parts.train) == 9 * 4
     else:
         assert len(parts.train) == 48
+
+
+def test_a_billion_clean_images_are_divided_in_bounded_memory() -> None:
+    stage1 = Stage1Config(held_out=0.1, n_clean=None)
+    tracemalloc.start()
+    try:
+        parts = clean_parts(source(250_000_000, 4), stage1, seed=0)
+        travels = len(pickle.dumps(parts))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(parts.train) == 10**9 - 4 * MOST_HELD_OUT
+    assert not set(parts.test) & set(parts.train.take(np.arange(0, len(parts.train), 10**6)))
+    assert all(image_id not in parts.train for image_id in parts.test)
+    assert (peak < 5e6, travels < 100e3) == (True, True)
 
 
 @pytest.mark.parametrize("preset", ["paper", "small", "tiny"])

@@ -19,7 +19,7 @@ import ray
 from dri_iqa.config import DegradeConfig
 from dri_iqa.data.batches import Batch, Source, Stage1Batches, Stage2Batches
 from dri_iqa.data.cutting import png_bytes
-from dri_iqa.data.manifest import publish
+from dri_iqa.data.publishing import publish
 from dri_iqa.data.records import DataSet, Record
 from dri_iqa.data.samples import Streams
 from dri_iqa.data.schedule import Schedule

@@ -56,6 +56,9 @@ class Scenes:
         Image.fromarray((scene_HWC * ramp).astype(np.uint8)).save(stream, "PNG")
         return {"bytes": stream.getvalue()}
 
+    def ids_at(self, place_N: np.ndarray) -> list[int]:
+        return place_N.tolist()
+
     row = read
     reference_id = None
 
