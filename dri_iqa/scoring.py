@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dri_iqa.bundle import Bundle, load_bundle
 from dri_iqa.crops import parse_crops
 from dri_iqa.images import resize
+from dri_iqa.models import DRIIQA, PackedModel, can_pack
 from dri_iqa.pictures import Picture, load_ahead
 
 NON_FINITE = "the model gave a non-finite score"
@@ -136,9 +137,12 @@ class Scorer:
         self.device = torch.device(device)
         self.precision = precision
         bundle.model.to(self.device)
+        self._network = cast(ScoringModel, bundle.model)
         if compile:
             _check_compiler()
             bundle.model.compile()
+        elif precision == "bf16" and self.device.type == "cpu" and can_pack():
+            self._network = PackedModel(cast(DRIIQA, bundle.model))
         self.name = f"{bundle.score.name}@{bundle.digest[:12]}"
 
     def score(
@@ -203,7 +207,7 @@ class Scorer:
         scoring = self.bundle.scoring
         has_extractor = cast(Any, self.bundle.model).dre is not None
         return score_images(
-            cast(ScoringModel, self.bundle.model),
+            self._network,
             images,
             crop=self.bundle.config.crop,
             crops=scoring.crops if crops is None else crops,
@@ -240,7 +244,8 @@ def load_model(
         uri: folder of a bundle (local, `file://`, `s3://`), or a URI whose scheme an installed
             package reads, e.g. `models:/dri-iqa@champion` with MLflow.
         device: default: a GPU where there is one.
-        precision: `fp32`, or `bf16` for autocast.
+        precision: `fp32`, or `bf16` (faster, last digits differ); on a CPU the weights are then rounded and
+            laid out once, here.
         compile: compile the network with torch.compile at its first picture, which takes a minute or
             so and pays for thousands of pictures; last digits of scores may differ.
 
