@@ -3,35 +3,47 @@
     python benchmarks/scoring.py --images FOLDER
 
 The plain one is what a direct port computes: all twelve blocks of ViT-B/8 with hooks on blocks 6 to 9, then attention,
-Swin and head, without an extractor. Both see the same crops of one photograph in the same micro-batches, by turns, with
-the weights they start from: time does not depend on what a network has learned. The rank correlation of bf16 to fp32 is
-over one crop of each of many photographs; `--model` takes it from a trained model instead of the untrained one. Prints
-one JSON object; ratios are medians over the rounds of this run.
+Swin and head, without an extractor. All see the same crops of one photograph in the same micro-batches, by turns, with
+the weights they start from: time does not depend on what a network has learned. "bf16, autocast" is what precision=bf16
+was on CPUs before weights were packed (and still is on processors without bf16 products). Ratios are medians over the
+rounds of this run, by wall clock and, for a machine that others use too, by the CPU time of this process. `where` says
+what a crop's milliseconds go to, and `product_gflops` how fast this processor's bf16 product is at the sizes of the
+ViT's widest layer: what no arrangement can beat. The rank correlation of bf16 to fp32 is over one crop of each of many
+photographs; `--model` takes it from a trained model instead of the untrained one. Prints one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
 import torch
-from scipy import stats
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from dri_iqa.config import ModelConfig, PredictorConfig
+from dri_iqa.evaluation import srocc
 from dri_iqa.images import EXTENSIONS
-from dri_iqa.models import build_model
+from dri_iqa.models import DRIIQA, PackedModel, build_model, can_pack
 from dri_iqa.models.backbone import to_grid
+from dri_iqa.models.packed import PackedLinear
 from dri_iqa.scoring import load_model, score_images
 
 SIDE = 512
+KINDS = {
+    "matrix products": ("addmm", "mm", "bmm", "baddbmm", "_linear_pointwise"),
+    "fused attention": ("_scaled_dot_product_flash_attention_for_cpu",),
+    "convolutions": ("mkldnn_convolution",),
+    "softmax": ("_softmax",),
+    "casts, copies, layouts": ("copy_", "cat", "_reorder_linear_weight"),
+}
+"""torch's operators by what they do; the rest is norms, activations and sums."""
 
 
 class PlainMANIQA(nn.Module):
@@ -77,16 +89,56 @@ def photographs(folder: Path, count: int) -> list[Path]:
     return found[:: len(found) // count][:count]
 
 
-def timed(model: Any, picture: np.ndarray, crop: int, crops: int, precision: str) -> float:
+class Clock:
+    """Seconds since it was made, by the wall and of this process's CPUs."""
+
+    def __init__(self) -> None:
+        self.began = (time.perf_counter(), time.process_time())
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+
+
+def timed(
+    model: Any, picture: np.ndarray, crop: int, crops: int, precision: str
+) -> tuple[float, float]:
     """Seconds for one picture."""
-    began = time.perf_counter()
+    clock = Clock()
     (scored,) = score_images(model, [picture], crop=crop, crops=crops, precision=precision)
     assert scored.error is None, scored.error
-    return time.perf_counter() - began
+    return clock.read()
 
 
-def ranks(model: Any, files: list[Path], crop: int, crops: int) -> dict[str, float]:
-    """How alike bf16 and fp32 rank photographs, and what bf16 changes against their spread."""
+def where(model: Any, picture: np.ndarray, crop: int, precision: str) -> dict[str, float]:
+    """Milliseconds a crop by kind of operator, over five crops."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        timed(model, picture, crop, 5, precision)
+    kind_of = {operator: kind for kind, operators in KINDS.items() for operator in operators}
+    spent = dict.fromkeys([*KINDS, "rest"], 0.0)
+    for event in profiler.key_averages():
+        kind = kind_of.get(event.key.split("::")[-1], "rest")
+        spent[kind] += event.self_cpu_time_total / 5e3
+    return {kind: round(milliseconds, 1) for kind, milliseconds in spent.items()}
+
+
+def product_gflops() -> float:
+    """The best rate of the packed product of 785 tokens, 768 and 3,072 wide, in 10^9 operations a second."""
+    layer, token_ND = PackedLinear(torch.randn(3072, 768), None), torch.randn(785, 768).bfloat16()
+    fastest = float("inf")
+    with torch.inference_mode():
+        for _ in range(50):
+            clock = Clock()
+            layer(token_ND)
+            fastest = min(fastest, clock.read()[0])
+    return 2 * 785 * 768 * 3072 / fastest / 1e9
+
+
+def ranks(models: Any, files: list[Path], crop: int, crops: int) -> dict[str, float]:
+    """How alike bf16 and fp32 rank photographs, and what bf16 changes against their spread.
+
+    Args:
+        models: what scores in fp32, and what scores in bf16.
+    """
     score_NP = np.array(
         [
             [
@@ -96,13 +148,13 @@ def ranks(model: Any, files: list[Path], crop: int, crops: int) -> dict[str, flo
                 )
                 if scored.score_K is not None
             ]
-            for name in ("fp32", "bf16")
+            for model, name in zip(models, ("fp32", "bf16"), strict=True)
         ]
     )
     return {
         "images": len(files),
         "crops": crops,
-        "srocc": float(stats.spearmanr(*score_NP).statistic),
+        "srocc": srocc(*score_NP),
         "largest_change_over_spread": float(
             np.abs(np.diff(score_NP, axis=0)).max() / score_NP[0].std()
         ),
@@ -119,6 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, default=50, help="photographs for the ranks; 0 for none"
     )
+    parser.add_argument("--rank-crops", type=int, default=1, help="crops of each for the ranks")
     parser.add_argument("--model", help="bundle whose ranks are compared")
     arguments = parser.parse_args()
     config = ModelConfig()
@@ -128,34 +181,47 @@ def main() -> None:
     plain = PlainMANIQA(
         ModelConfig(predictor=PredictorConfig(baseline="maniqa"), crop=config.crop)
     ).eval()
-    runs = {
+    if not can_pack():
+        raise SystemExit("this processor has no bf16 products: nothing to compare")
+    packed = PackedModel(ours)
+    runs: dict[str, tuple[Any, str]] = {
         "plain MANIQA, fp32": (plain, "fp32"),
         "DRI-IQA, fp32": (ours, "fp32"),
-        "DRI-IQA, bf16": (ours, "bf16"),
+        "DRI-IQA, bf16, autocast": (ours, "bf16"),
+        "DRI-IQA, bf16": (packed, "bf16"),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for model, precision in runs.values():
         timed(model, picture, config.crop, 5, precision)  # memory and kernels are set up
-    for _ in range(arguments.rounds):
-        for name, (model, precision) in runs.items():
-            seconds[name].append(timed(model, picture, config.crop, arguments.crops, precision))
-    base = seconds["plain MANIQA, fp32"]
+    second_RM2 = np.array(
+        [
+            [
+                timed(model, picture, config.crop, arguments.crops, precision)
+                for model, precision in runs.values()
+            ]
+            for _ in range(arguments.rounds)
+        ]
+    )
+    ratio_RM2 = second_RM2 / second_RM2[:, :1]
     result: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "crops": arguments.crops,
-        "seconds": {name: statistics.median(found) for name, found in seconds.items()},
-        "ratio": {
-            name: statistics.median([mine / its for mine, its in zip(found, base, strict=True)])
-            for name, found in seconds.items()
-        },
+        "product_gflops": round(product_gflops()),
+    }
+    for number, clock in enumerate(("wall", "cpu")):
+        for name, value_RM2 in (("seconds", second_RM2), ("ratio", ratio_RM2)):
+            median_M = np.median(value_RM2[:, :, number], axis=0).round(3).tolist()
+            result[f"{clock}_{name}"] = dict(zip(runs, median_M, strict=True))
+    result["where"] = {
+        name: where(model, picture, config.crop, precision)
+        for name, (model, precision) in runs.items()
     }
     if arguments.count:
         files = photographs(arguments.images, arguments.count)
         if arguments.model:
-            scorer = load_model(arguments.model, device="cpu")
-            result["ranks"] = ranks(scorer.bundle.model, files, scorer.bundle.config.crop, 25)
-        else:
-            result["ranks"] = ranks(ours, files, config.crop, 1)
+            bundle = load_model(arguments.model, device="cpu").bundle
+            ours, config = cast(DRIIQA, bundle.model), bundle.config
+            packed = PackedModel(ours)
+        result["ranks"] = ranks((ours, packed), files, config.crop, arguments.rank_crops)
     print(json.dumps(result, indent=2))
 
 

@@ -18,8 +18,9 @@ import torch
 from dri_iqa.bundle import ScoreScale
 from dri_iqa.config import to_dict
 from dri_iqa.evaluation.probe import half_features
+from dri_iqa.pictures import Picture, place_crops, read_pixels
 from dri_iqa.probe import DegradationProbe, ProbeFacts
-from dri_iqa.scoring import Picture, Scorer, micro_batch, place_crops, read_pixels
+from dri_iqa.scoring import Scorer, micro_batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,9 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -29,24 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from dri_iqa.bundle import Bundle, load_bundle
-from dri_iqa.crops import crop_positions, parse_crops
-from dri_iqa.images import ImageError, content_digest, decode, resize, resize_short_side
+from dri_iqa.crops import parse_crops
+from dri_iqa.images import resize
+from dri_iqa.models import DRIIQA, PackedModel, can_pack
+from dri_iqa.pictures import Picture, load_ahead
 
-__all__ = [
-    "NON_FINITE",
-    "Picture",
-    "Scored",
-    "Scorer",
-    "ScoringModel",
-    "crop_positions",
-    "load_model",
-    "parse_crops",
-    "place_crops",
-    "read_pixels",
-    "score_images",
-]
-
-Picture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray"
 NON_FINITE = "the model gave a non-finite score"
 """The one reason for a row without a score that is the model's fault, not the picture's."""
 MAP_SIDE = 1024
@@ -105,7 +88,8 @@ def score_images(
         crops: see `crop_positions`.
         batch_size: pictures decoded ahead by threads; results do not depend on it.
         maps: also run the model's `maps` on the whole picture.
-        precision: `fp32`, or `bf16` for autocast (faster, last digits differ).
+        precision: `fp32`, or `bf16` for autocast (faster, last digits differ; on CPUs `Scorer` hands over
+            a packed network, which is faster still).
 
     Yields:
         One `Scored` for each picture; what cannot be read or scored carries the reason.
@@ -121,7 +105,7 @@ def score_images(
     if isinstance(model, nn.Module) and model.training:
         raise ValueError("the model is in training mode; call model.eval() before scoring")
     run = _Runner(model, crop, torch.device(device), precision)
-    for name, loaded in _load_ahead(images, crop, crops, exif_transpose, batch_size):
+    for name, loaded in load_ahead(images, crop, crops, exif_transpose, batch_size):
         if isinstance(loaded, str):
             yield Scored(name=name, score_K=None, error=loaded)
             continue
@@ -154,9 +138,12 @@ class Scorer:
         self.device = torch.device(device)
         self.precision = precision
         bundle.model.to(self.device)
+        self._network = cast(ScoringModel, bundle.model)
         if compile:
             _check_compiler()
             bundle.model.compile()
+        elif precision == "bf16" and self.device.type == "cpu" and can_pack():
+            self._network = PackedModel(cast(DRIIQA, bundle.model))
         self.name = f"{bundle.score.name}@{bundle.digest[:12]}"
 
     def score(
@@ -221,7 +208,7 @@ class Scorer:
         scoring = self.bundle.scoring
         has_extractor = cast(Any, self.bundle.model).dre is not None
         return score_images(
-            cast(ScoringModel, self.bundle.model),
+            self._network,
             images,
             crop=self.bundle.config.crop,
             crops=scoring.crops if crops is None else crops,
@@ -258,7 +245,8 @@ def load_model(
         uri: folder of a bundle (local, `file://`, `s3://`), or a URI whose scheme an installed
             package reads, e.g. `models:/dri-iqa@champion` with MLflow.
         device: default: a GPU where there is one.
-        precision: `fp32`, or `bf16` for autocast.
+        precision: `fp32`, or `bf16` (faster, last digits differ); on a CPU the weights are then rounded and
+            laid out once, here.
         compile: compile the network with torch.compile at its first picture, which takes a minute or
             so and pays for thousands of pictures; last digits of scores may differ.
 
@@ -337,88 +325,3 @@ class _Runner:
     def _tensor(self, image_BHWC: np.ndarray) -> Tensor:
         pixel_BHWC = torch.from_numpy(np.ascontiguousarray(image_BHWC)).to(self.device)
         return pixel_BHWC.permute(0, 3, 1, 2).contiguous().float().div_(255)
-
-
-_Loaded: TypeAlias = "tuple[np.ndarray, np.ndarray] | str"
-
-
-def _load_ahead(
-    images: Iterable[Picture], crop: int, crops: str | int, exif_transpose: bool, ahead: int
-) -> Iterator[tuple[str, _Loaded]]:
-    """(name, pixels and crop positions, or the reason of failure), decoded by a few threads."""
-    pending: deque[tuple[str, Future[_Loaded]]] = deque()
-    source = enumerate(images)
-    with ThreadPoolExecutor(max_workers=min(4, ahead, os.cpu_count() or 1)) as pool:
-        try:
-            while True:
-                for index, item in islice(source, ahead - len(pending)):
-                    future = pool.submit(_load, item, crop, crops, exif_transpose)
-                    pending.append((_name(item, index), future))
-                if not pending:
-                    return
-                name, future = pending.popleft()
-                yield name, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
-
-
-def _name(item: Picture, index: int) -> str:
-    return str(item) if isinstance(item, str | os.PathLike) else str(index)
-
-
-def _load(item: Picture, crop: int, crops: str | int, exif_transpose: bool) -> _Loaded:
-    try:
-        return place_crops(read_pixels(item, exif_transpose), crop, crops)
-    except ImageError as error:
-        return str(error)
-    except OSError as error:
-        return (error.strerror or str(error) or "not readable").lower()
-    except ValueError as error:  # storage's own errors: the first line says what happened
-        return str(error).splitlines()[0]
-
-
-def place_crops(
-    image_HWC: np.ndarray, crop: int, crops: str | int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A picture as it is scored (enlarged where it is smaller than a crop), and where its crops lie.
-
-    Returns:
-        uint8 pixels, and (K, 2): x of the left column and y of the top row of each crop.
-
-    Raises:
-        ImageError: too narrow, or too large to cover.
-        ValueError: an unknown policy.
-    """
-    digest = content_digest(image_HWC)
-    image_HWC = resize_short_side(image_HWC, crop)
-    height, width = image_HWC.shape[:2]
-    return image_HWC, crop_positions(width, height, crop, crops, digest)
-
-
-def read_pixels(item: Picture, exif_transpose: bool) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of a path or URI, encoded bytes, or an array, which is returned as it is.
-
-    Raises:
-        ImageError: not a usable picture, with the reason.
-        OSError: a file that cannot be read.
-        storage.StorageError: likewise on an object store.
-    """
-    if isinstance(item, np.ndarray):
-        if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or not item.size:
-            got = f"{item.dtype} {item.shape}"
-            raise ImageError(f"not an image array: got {got}, expected uint8 (height, width, 3)")
-        return item
-    if isinstance(item, bytes | bytearray | memoryview):
-        return decode(bytes(item), exif_transpose=exif_transpose)
-    if isinstance(item, str | os.PathLike):
-        return decode(_read(str(item)), exif_transpose=exif_transpose)
-    raise ImageError(f"not an image: got {type(item).__name__}, expected path, bytes or array")
-
-
-def _read(path: str) -> bytes:
-    if "://" in path:
-        from dri_iqa import storage
-
-        return storage.read_bytes(path)
-    return Path(path).expanduser().read_bytes()

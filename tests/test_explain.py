@@ -23,6 +23,7 @@ from dri_iqa import Scorer, load_model
 from dri_iqa.bundle import BundleError, ScoreScale, load_bundle, save_bundle
 from dri_iqa.cli import app
 from dri_iqa.config import DegradeConfig, DREConfig, PredictorConfig
+from dri_iqa.crops import crop_positions
 from dri_iqa.degradations import OPERATORS, Recipe, Step, apply_recipe, parse_recipe
 from dri_iqa.evaluation.probe import CLEAN, TYPES, fit_degradation_probe, make_views
 from dri_iqa.explain import Explanation, explain
@@ -31,7 +32,6 @@ from dri_iqa.images import content_digest
 from dri_iqa.models import build_model
 from dri_iqa.models.dri_iqa import DRIIQA
 from dri_iqa.probe import DegradationProbe, LinearProbe, ProbeFacts
-from dri_iqa.scoring import crop_positions
 from dri_iqa.seeds import Purpose, generator
 from tests.tiny import CROP, tiny_model
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
+from dri_iqa import scoring
 from dri_iqa.bundle import Bundle, ScoreScale, ScoringPolicy
 from dri_iqa.config import (
     BackboneConfig,
@@ -119,14 +120,36 @@ def test_positions_refuse_a_picture_below_the_crop() -> None:
         crop_positions(31, 40, 32, "uniform25")
 
 
-@pytest.mark.parametrize("crops", [7, "uniform25", "whole", 30])
-def test_bit_identical_whatever_order_neighbours_and_batch(scorer: Scorer, crops) -> None:
+@pytest.mark.parametrize(
+    ("crops", "precision"),
+    [(7, "fp32"), ("uniform25", "fp32"), ("whole", "fp32"), (30, "fp32"), (30, "bf16")],
+)
+def test_bit_identical_whatever_order_neighbours_and_batch(
+    scorer: Scorer, crops, precision: str
+) -> None:
+    one = Scorer(scorer.bundle, precision=precision)
     images = [picture(seed, 40 + 3 * seed, 90 - 4 * seed) for seed in range(7)]
-    alone = [scorer.score([image], crops=crops).score.item() for image in images]
+    alone = [one.score([image], crops=crops).score.item() for image in images]
     assert len(set(alone)) == len(alone)
     for batch_size, order in [(1, range(7)), (3, [6, 2, 0, 1, 5, 4, 3]), (16, range(7))]:
-        table = scorer.score([images[i] for i in order], crops=crops, batch_size=batch_size)
+        table = one.score([images[i] for i in order], crops=crops, batch_size=batch_size)
         assert table.score.tolist() == [alone[i] for i in order]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_bf16_scores_alike_and_leaves_the_model_as_it_is(
+    scorer: Scorer, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors with and without bf16 products."""
+    if not packed:
+        monkeypatch.setattr(scoring, "can_pack", lambda: False)
+    pictures = [picture(seed) for seed in range(4)]
+    expected = scorer.score(pictures)
+    found = Scorer(scorer.bundle, precision="bf16").score(pictures, maps=True)
+    assert found.score.tolist() != expected.score.tolist()
+    np.testing.assert_allclose(found["score"], expected["score"], atol=0.3)
+    assert found.quality_map[0].dtype == np.float32
+    assert scorer.score(pictures).score.tolist() == expected.score.tolist()
 
 
 def test_same_score_from_path_bytes_and_array(scorer: Scorer, tmp_path) -> None:

@@ -66,9 +66,13 @@ class Backbone(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, C, S, S) features of RGB images in [0, 1] of the configured crop."""
+        return torch.cat(self.maps(image_BCHW), dim=1)
+
+    def maps(self, image_BCHW: Tensor) -> list[Tensor]:
+        """The tapped maps one by one, on the grid."""
         x_BCHW = (image_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
         maps = self.net.forward_intermediates(x_BCHW, indices=self.blocks, intermediates_only=True)
-        return torch.cat([to_grid(map_BCHW, self.grid) for map_BCHW in maps], dim=1)
+        return [to_grid(map_BCHW, self.grid) for map_BCHW in maps]
 
     def set_checkpointing(self) -> None:
         """Recompute the blocks' activations in the backward pass."""

@@ -21,7 +21,8 @@ from dri_iqa.config import DREConfig
 from dri_iqa.models.norm import make_norm
 from dri_iqa.models.pointwise import Pointwise
 
-_SLOPE = 0.1
+SLOPE = 0.1
+"""Of every LeakyReLU here (AirNet)."""
 
 
 class DREOutput(NamedTuple):
@@ -64,9 +65,9 @@ class ResidualLayer(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         s = self.stride
-        y_BCHW = F.leaky_relu(self.norm1(self.conv1(x_BCHW)), _SLOPE, inplace=True)
+        y_BCHW = F.leaky_relu(self.norm1(self.conv1(x_BCHW)), SLOPE, inplace=True)
         y_BCHW = self.norm2(self.conv2(y_BCHW)) + self.norm3(self.shortcut(x_BCHW[:, :, ::s, ::s]))
-        return F.leaky_relu(y_BCHW, _SLOPE, inplace=True)
+        return F.leaky_relu(y_BCHW, SLOPE, inplace=True)
 
 
 class DREEncoder(nn.Module):
@@ -131,7 +132,7 @@ def _head(half: int, config: DREConfig) -> nn.Module:
     if config.proj == "none":
         return nn.Identity()
     return nn.Sequential(
-        nn.Linear(half, half), nn.LeakyReLU(_SLOPE), nn.Linear(half, config.proj_dim)
+        nn.Linear(half, half), nn.LeakyReLU(SLOPE), nn.Linear(half, config.proj_dim)
     )
 
 

@@ -54,8 +54,13 @@ def attend(q_BCN: Tensor, k_BCN: Tensor, v_BCN: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(N)) V, of shape (B, C, N)."""
     width = q_BCN.shape[-1]
     if width >= WIDE and q_BCN.dtype is torch.bfloat16 and q_BCN.device.type == "cpu":
-        weight_BCC = torch.bmm(q_BCN * width**-0.5, k_BCN.transpose(1, 2)).softmax(-1)
-        return torch.bmm(weight_BCC.to(v_BCN.dtype), v_BCN)
+        # one image after the other: C x C weights of a whole batch would not fit the cache
+        return torch.stack(
+            [
+                torch.mm(torch.mm(q_CN, k_CN.T).softmax(-1).to(v_CN.dtype), v_CN)
+                for q_CN, k_CN, v_CN in zip(q_BCN * width**-0.5, k_BCN, v_BCN, strict=True)
+            ]
+        )
     return F.scaled_dot_product_attention(
         q_BCN.unsqueeze(1), k_BCN.unsqueeze(1), v_BCN.unsqueeze(1)
     ).squeeze(1)
