@@ -83,12 +83,21 @@ class FoldingConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C', P, Q) of (B, C, H, W)."""
-        (norm,) = self.norm
-        if norm.training:
+        if self.norm[0].training:
             return self._convolve(input, self.weight, None)
+        return self._convolve(input, *self.folded())
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight (C', C / groups, h, w) and bias (C',) of convolution and norm together."""
+        (norm,) = self.norm
         scale_C = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        shift_C = norm.bias - norm.running_mean * scale_C
-        return self._convolve(input, self.weight * scale_C[:, None, None, None], shift_C)
+        return self.weight * scale_C[:, None, None, None], norm.bias - norm.running_mean * scale_C
+
+    def plain(self) -> nn.Conv2d:
+        """An ordinary convolution of the same shape, with this one's weight."""
+        conv = nn.Conv2d.__new__(nn.Conv2d)
+        conv.__dict__ = {name: value for name, value in self.__dict__.items() if name != "norm"}
+        return conv
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._is_slow(input):

@@ -24,6 +24,7 @@ from dri_iqa.models.backbone import Backbone
 from dri_iqa.models.dre import SLOPE, DREEncoder, ResidualLayer, lower
 from dri_iqa.models.dri_iqa import DRIIQA
 from dri_iqa.models.fusion import TransposedAttention
+from dri_iqa.models.mobile import FoldingConv
 from dri_iqa.models.pointwise import Pointwise
 from dri_iqa.models.winograd import FEWEST, WinogradConv
 
@@ -296,6 +297,7 @@ def _conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Module:
 _FORMS = {
     nn.Linear: lambda layer: PackedLinear(layer.weight, layer.bias),
     nn.Conv2d: lambda layer: _conv(layer, layer.weight, layer.bias),
+    FoldingConv: lambda layer: _conv(layer.plain(), *layer.folded()),
     Pointwise: lambda layer: _conv(layer, layer.weight, layer.bias),
     TransposedAttention: PackedTransposedAttention,
     Attention: _attention,

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from dri_iqa.config import BackboneConfig, DREConfig, PredictorConfig
 from dri_iqa.models import PackedModel, build_model, can_pack
+from dri_iqa.models.backbone import Backbone
 from dri_iqa.models.dre import DREEncoder, lower
 from dri_iqa.models.dri_iqa import DRIIQA
 from dri_iqa.models.fusion import TransposedAttention
 from dri_iqa.models.packed import (
     PackedAttention,
+    PackedBackbone,
     PackedExtractor,
     PackedLinear,
     PackedMlp,
@@ -146,3 +148,17 @@ def test_every_large_layer_is_packed() -> None:
 def test_a_model_in_training_is_refused() -> None:
     with pytest.raises(ValueError, match="training mode"):
         PackedModel(build_model(tiny_model(), backbone_weights=False).train())
+
+
+def test_a_backbone_without_its_norms() -> None:
+    config = BackboneConfig(name="mobilenetv2_050", weights="random", blocks=(0, 1))
+    backbone = Backbone(config, crop=64, grid=8, load_weights=False)
+    image = rounded(torch.rand(4, 3, 64, 64))
+    with torch.no_grad():
+        for _ in range(20):
+            backbone(image)  # statistics of its own
+        backbone.eval()
+        packed = PackedBackbone(backbone)
+        assert [type(layer) for layer in packed.modules()].count(nn.Conv2d) == 9
+        with torch.autocast("cpu", torch.bfloat16):
+            assert error(packed(image), backbone(image)) < 0.03
