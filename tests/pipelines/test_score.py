@@ -40,7 +40,7 @@ class Memory:
             self.driver = max(self.driver, self._process.memory_info().rss)
             for child in self._process.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if child.name().startswith("ray::_score"):
+                    if child.name().startswith("ray::"):
                         self.worker = max(self.worker, child.memory_info().rss)
 
 
