@@ -109,9 +109,7 @@ def inspect(
 def _ask(questions: Questions) -> tuple[dict[str, Report], dict[str, str]]:
     """The report of every node, and why a node gave none."""
     leaving = GLOBAL_STATE.get_draining_nodes()  # they take no more work
-    nodes = {
-        _name(node): node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving
-    }
+    nodes = {_name(node): node for node in _alive() if node["NodeID"] not in leaving}
     working = [name for name, node in nodes.items() if node["Resources"].get("CPU")]
     asker = (working or list(nodes))[0]
     task = ray.remote(num_cpus=0, max_retries=0)(report)
@@ -132,8 +130,9 @@ def _ask(questions: Questions) -> tuple[dict[str, Report], dict[str, str]]:
             try:
                 found = ray.get(answer)
             except RayError as error:
-                silent[name] = f"cannot run a task: {str(error).strip().splitlines()[-1]}"
-                continue
+                if nodes[name]["NodeID"] in {node["NodeID"] for node in _alive()}:
+                    silent[name] = f"cannot run a task: {str(error).strip().splitlines()[-1]}"
+                continue  # a node that is gone by now is no node of this job
             storage.add_retries(found["retries"])
             found["ahead"] = found["clock"] - arrived
             found["store_bytes"] = nodes[name]["Resources"].get("object_store_memory", 0)
@@ -142,6 +141,10 @@ def _ask(questions: Questions) -> tuple[dict[str, Report], dict[str, str]]:
         ray.cancel(answer, force=True)
         silent[name] = f"no answer within {ANSWER_S:.0f} s"
     return answers, silent
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _name(node: dict[str, Any]) -> str:

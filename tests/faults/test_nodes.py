@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +56,34 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
     """A head without CPUs, and degradation only where it is offered, also by a node that comes while it runs."""
     machines, output = pretraining.machines, tmp_path / "runs"
     machines.lose(one_that_degrades(machines))
-    with a_node_comes(machines) as degraded:
-        answer = jobs.run(
-            "full",
-            f"output={output}",
-            *pretraining.data,
-            "cluster=attached",
-            "cluster.degrade_resource=1",
-            "cluster.data_processes=2",
-            "search=none",
-            "stage1.optim.batch_size=8",
-            "stage1.optim.epochs=8",
-            "stage1.probe.epochs=null",
-            "stage2.optim.epochs=2",
-            "stage2.val_crops=1",
-            "stage2.probe_images=9",
-            "evaluate.crops=2",
-            "evaluate.bootstrap=20",
-            variables=machines.variables,
+    settings = (
+        *pretraining.data,
+        "cluster=attached",
+        "cluster.degrade_resource=1",
+        "cluster.data_processes=2",
+        "search=none",
+        "stage1.optim.batch_size=8",
+        "stage1.optim.epochs=8",
+        "stage1.probe.epochs=null",
+        "stage2.optim.epochs=2",
+        "stage2.val_crops=1",
+        "stage2.probe_images=9",
+        "evaluate.crops=2",
+        "evaluate.bootstrap=20",
+    )
+    degraded: list[Any] = []
+    with ThreadPoolExecutor(1) as beside:
+        job = beside.submit(
+            jobs.run, "full", f"output={output}", *settings, variables=machines.variables
         )
+        came = False
+        while not job.done():
+            degraded.extend(node for node in machines.nodes if machines.on(node, DATA_TASK))
+            if degraded and not came:
+                machines.add(degrade=True)
+                came = True
+            time.sleep(0.3)
+    answer = job.result()
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert jobs.summary(output)["version"]["version"] == "1"
     assert "version 1 is the champion" in answer.stdout
@@ -85,26 +93,3 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
 
 def one_that_degrades(machines: Machines) -> Any:
     return next(node for node in machines.nodes if machines.offers(node))
-
-
-@contextmanager
-def a_node_comes(machines: Machines) -> Iterator[list[Any]]:
-    """One that offers `degrade`, as soon as there are data processes; the nodes on which any were seen."""
-    seen: list[Any] = []
-    over = threading.Event()
-
-    def look() -> None:
-        waiting = True
-        while not over.wait(0.3):
-            seen.extend(node for node in machines.nodes if machines.on(node, DATA_TASK))
-            if seen and waiting:
-                machines.add(degrade=True)
-                waiting = False
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
