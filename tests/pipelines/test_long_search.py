@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from dri_iqa.bundle import load_bundle
+from pipelines.runtime.mlflow_server import speaking_to
 from tests.pipelines import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.hours]
@@ -46,7 +47,8 @@ def test_eight_trials_some_stopped_killed_and_continued(tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     version = client.get_model_version_by_alias("dri-iqa", "champion")
     place = f"models:/dri-iqa/{version.version}"
-    model = download_artifacts(artifact_uri=place, tracking_uri=uri, dst_path=str(tmp_path))
+    with speaking_to(uri):
+        model = download_artifacts(artifact_uri=place, dst_path=str(tmp_path))
     node = load_bundle(str(Path(model) / "artifacts" / "bundle")).meta["config"]
     for key, value in found["search"]["changes"].items():
         registered = node
