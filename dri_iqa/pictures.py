@@ -8,15 +8,13 @@ Shape suffixes: C channels, H height, W width, K crops of one picture.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from dri_iqa.ahead import ahead
 from dri_iqa.crops import crop_positions
 from dri_iqa.images import ImageError, content_digest, decode, resize_short_side
 
@@ -26,35 +24,29 @@ Loaded: TypeAlias = "tuple[np.ndarray, np.ndarray] | str"
 
 
 def load_ahead(
-    images: Iterable[Picture], crop: int, crops: str | int, exif_transpose: bool, ahead: int
+    images: Iterable[Picture], crop: int, crops: str | int, exif_transpose: bool, at_once: int
 ) -> Iterator[tuple[str, Loaded]]:
     """Pictures as they are scored, in the order given, decoded by a few threads.
 
     Args:
-        images: may be a generator; at most `ahead` of them are taken before they are needed.
+        images: may be a generator; at most `at_once` of them are taken before they are needed.
         crop: side of the crops.
         crops: see `crop_positions`.
         exif_transpose: turn pictures upright as their EXIF orientation says.
-        ahead: pictures in memory.
+        at_once: pictures in memory.
 
     Yields:
         Name (path, or position in the input), and pixels with crop positions, or why there are none.
     """
-    pending: deque[tuple[str, Future[Loaded]]] = deque()
-    source = enumerate(images)
-    with ThreadPoolExecutor(max_workers=min(4, ahead, os.cpu_count() or 1)) as pool:
-        try:
-            while True:
-                for index, item in islice(source, ahead - len(pending)):
-                    future = pool.submit(_load, item, crop, crops, exif_transpose)
-                    pending.append((_name(item, index), future))
-                if not pending:
-                    return
-                name, future = pending.popleft()
-                yield name, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+    threads = min(4, at_once, os.cpu_count() or 1)
+    found = ahead(
+        lambda item: _load(item[1], crop, crops, exif_transpose),
+        enumerate(images),
+        at_once=at_once,
+        threads=threads,
+    )
+    for (index, item), loaded in found:
+        yield _name(item, index), loaded()
 
 
 def _name(item: Picture, index: int) -> str:

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dri_iqa import storage
-from dri_iqa.data.ahead import ahead
+from dri_iqa.ahead import ahead
 from dri_iqa.data.records import DataError, ScoreKind
 from dri_iqa.data.shards import FORMAT, ShardInfo
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from dri_iqa import storage
-from dri_iqa.data.ahead import ahead
+from dri_iqa.ahead import ahead
 from dri_iqa.data.manifest import QUARANTINE, Manifest, read_page
 from dri_iqa.data.records import DataError, DataSet
 from dri_iqa.data.shards import PARTS, Quarantined, ShardInfo, ShardResult, parquet_bytes

@@ -9,7 +9,7 @@ a step asks the epoch's permutation for its own places.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -54,7 +54,6 @@ class Schedule:
     purpose: Purpose = Purpose.SCHEDULE
     """Keeps the orders of several streams of a run independent (SCHEDULE or AUXILIARY)."""
     remainder: Literal["balance", "drop", "wrap"] = "balance"
-    _set: IdSet = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         try:
@@ -62,7 +61,6 @@ class Schedule:
         except ValueError:
             raise DataError("a schedule names an image twice\nMake the ids unique.") from None
         object.__setattr__(self, "ids", ids)
-        object.__setattr__(self, "_set", ids)
         if self.batch_size < 1 or self.epochs < 0:
             raise DataError(
                 f"a schedule of {self.epochs} epochs with batches of {self.batch_size}\n"
@@ -111,7 +109,7 @@ class Schedule:
             )
         place_N = np.arange(start + rank, stop, world)
         order = Permutation(len(self.ids), self.run_seed, self.purpose, epoch)
-        id_N = self._set.take(order(place_N % len(self.ids)))
+        id_N = IdSet.of(self.ids).take(order(place_N % len(self.ids)))
         rows = zip(place_N.tolist(), id_N.tolist(), strict=True)
         return [Row(epoch, place, image_id) for place, image_id in rows]
 

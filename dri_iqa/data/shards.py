@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dri_iqa import storage
-from dri_iqa.data.ahead import ahead
+from dri_iqa.ahead import ahead
 from dri_iqa.data.cutting import encoded_parts
 from dri_iqa.data.records import DataError, DataSet, Record
 from dri_iqa.images import ImageError, probe
