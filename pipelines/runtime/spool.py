@@ -6,11 +6,14 @@ of artifacts until they have.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,33 +58,41 @@ class Spool:
         return self._waiting
 
     def append(self, record: Record, *, sync: bool = True) -> None:
-        """Keep a record; `sync` waits for the disk, which figures that a resumed training repeats need not."""
+        """Keep a record; `sync` waits for the disk, which figures that a resumed training repeats need not.
+
+        Raises:
+            StorageError: the disk takes it no more; nothing of it is left behind.
+        """
         line = storage.redact(json.dumps(record)).encode() + b"\n"
-        with self._lock:
+        with self._lock, self._writing():
+            end = os.fstat(self._stream).st_size
             if os.write(self._stream, line) != len(line):
-                raise OSError(f"no space left in {self.folder}")
+                os.ftruncate(self._stream, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if sync:
                 os.fsync(self._stream)
             self._waiting += 1
 
     def keep_text(self, text: str, name: str) -> str:
-        """Keep a small file; returns what a record calls it."""
-        target = self._new(name)
-        target.write_text(storage.redact(text))
-        _to_disk(target)
+        """Keep a small file; returns what a record calls it. Raises as `append`."""
+        with self._writing():
+            target = self._new(name)
+            target.write_text(storage.redact(text))
+            _to_disk(target)
         return str(target.relative_to(self.folder))
 
     def keep_copy(self, source: str | Path) -> str:
-        """Keep a copy of a file or folder; returns what a record calls it."""
+        """Keep a copy of a file or folder; returns what a record calls it. Raises as `append`."""
         source = Path(source)
-        target = self._new(source.name)
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copy(source, target)
-        for path in [target, *target.rglob("*")]:
-            if path.is_file():
-                _to_disk(path)
+        with self._writing():
+            target = self._new(source.name)
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                shutil.copy(source, target)
+            for path in [target, *target.rglob("*")]:
+                if path.is_file():
+                    _to_disk(path)
         return str(target.relative_to(self.folder))
 
     def peek(self, values: int) -> list[Record]:
@@ -136,6 +147,16 @@ class Spool:
     def close(self) -> None:
         """No more records come."""
         os.close(self._stream)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise storage.StorageError(
+                f"cannot write to {self.folder}: {error.strerror or error}\n"
+                "make room there; the same command then goes on where this stopped"
+            ) from None
 
     def _new(self, name: str) -> Path:
         folder = self._files / uuid.uuid4().hex

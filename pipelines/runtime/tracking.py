@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dri_iqa import storage
 from pipelines.runtime.delivery import Delivery, UnknownRunError
 from pipelines.runtime.mlflow_server import (
     RETRIES,
@@ -164,15 +165,14 @@ class Tracker:
     @contextlib.contextmanager
     def closing(self, key: str) -> Iterator[None]:
         """End the run, and all still open below it, with the status that the block's outcome calls for."""
-        status = "FAILED"
         try:
             yield
-            status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
+        except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt | SystemExit)
+            with contextlib.suppress(storage.StorageError):  # what ended the job says more
+                self._post("close", key, status="KILLED" if killed else "FAILED")
             raise
-        finally:
-            self._post("close", key, status=status)
+        self._post("close", key, status="FINISHED")
 
     @contextlib.contextmanager
     def needed(self, what: str) -> Iterator[None]:
