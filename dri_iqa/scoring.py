@@ -12,6 +12,7 @@ Shape suffixes: B crops, C channels, H height, W width, K crops of one picture.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -29,6 +30,9 @@ from dri_iqa.crops import parse_crops
 from dri_iqa.images import resize
 from dri_iqa.models import DRIIQA, PackedModel, can_pack
 from dri_iqa.pictures import Picture, load_ahead
+from dri_iqa.processor import lacks_bf16
+
+log = logging.getLogger(__name__)
 
 NON_FINITE = "the model gave a non-finite score"
 """The one reason for a row without a score that is the model's fault, not the picture's."""
@@ -144,6 +148,8 @@ class Scorer:
             bundle.model.compile()
         elif precision == "bf16" and self.device.type == "cpu" and can_pack():
             self._network = PackedModel(cast(DRIIQA, bundle.model))
+        if precision == "bf16" and self.device.type == "cpu" and lacks_bf16():
+            log.warning("precision=bf16, and this processor has no bf16 products: fp32 is faster")
         self.name = f"{bundle.score.name}@{bundle.digest[:12]}"
 
     def score(

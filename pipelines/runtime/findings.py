@@ -31,6 +31,7 @@ ADVICE = {
     "shared memory": "give containers more: --shm-size, or an emptyDir with medium: Memory on /dev/shm",
     "clocks": "synchronise the nodes' clocks (chrony, or the provider's time service)",
     "weights": "put the file where every node reads it, or set the key to none, random or pretrained",
+    "precision": "set it to fp32, which is many times as fast there",
     "data": "correct the path, or mount it on every node",
 }
 
@@ -74,6 +75,8 @@ def judge(
             findings.append(_each(check, answers, lambda it, c=check: it.get(c), fine))
     findings.append(_disk(answers))
     findings.append(_shared_memory(answers))
+    if any("precision" in answer for answer in answers.values()):
+        findings.append(_slower("precision", answers, lambda it: it.get("precision"), "bf16"))
     for check in ("weights", "data"):
         findings.append(_each(check, answers, lambda it, c=check: it[c], "what is named is there"))
     return findings
@@ -99,6 +102,14 @@ def _each(
     """A check that every node passes or fails by itself; the first reason stands for all."""
     bad = {name: why for name, answer in answers.items() if (why := problem(answer))}
     return _failed(check, bad, next(iter(bad.values()))) if bad else _fine(check, answers, fine)
+
+
+def _slower(
+    check: str, answers: dict[str, Report], problem: Callable[[Report], str | None], fine: str
+) -> Finding:
+    """The same for what ends no job, and costs it time."""
+    finding = _each(check, answers, problem, fine)
+    return replace(finding, state="warning") if finding.state == "failed" else finding
 
 
 def _differs(theirs: dict[str, str], own: dict[str, str]) -> str | None:
@@ -141,8 +152,7 @@ def _shared_memory(answers: dict[str, Report]) -> Finding:
         of = f"{space['free'] / 1e9:.2f} of {space['total'] / 1e9:.2f} GB free"
         return f"{of}, Ray's object store takes {store / 1e9:.2f} GB and goes to the slower disk"
 
-    finding = _each("shared memory", answers, small, "enough")
-    return replace(finding, state="warning") if finding.state == "failed" else finding
+    return _slower("shared memory", answers, small, "enough")
 
 
 def _state(broken: bool) -> State:

@@ -38,6 +38,19 @@ def hub_problem(config: JobConfig) -> str | None:
     return f"model.backbone.name={name}: timm {timm.__version__} has {has}"
 
 
+def bf16_wanted(config: JobConfig) -> str | None:
+    """The first configuration key that wants bf16 of processors, where one does."""
+    if config.cluster.gpus_per_worker:
+        return None
+    wanted = {
+        "stage1.optim.precision": config.stage1.optim.precision,
+        "stage2.optim.precision": config.stage2.optim.precision,
+    }
+    if config.job == "score":
+        wanted = {"score.precision": config.score.precision}
+    return next((key for key, precision in wanted.items() if precision == "bf16"), None)
+
+
 def data_needed(config: JobConfig, directory: str) -> dict[str, str]:
     """Configuration key -> folder or URI of data that the job still has to read."""
     if config.job == "score":

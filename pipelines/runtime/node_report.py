@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dri_iqa import storage
+from dri_iqa.processor import lacks_bf16
 from pipelines.runtime.mlflow_server import unreachable
 
 MUST_AGREE = ("ray", "torch")
@@ -36,6 +37,8 @@ class Questions:
     """Configuration key -> path or URI of weights that must be there."""
     data: dict[str, str]
     """The same for data."""
+    bf16: str | None = None
+    """The configuration key that wants bf16 on processors, where one does."""
 
 
 def report(questions: Questions, node: str, scratch: str, state_api: bool) -> Report:
@@ -56,6 +59,9 @@ def report(questions: Questions, node: str, scratch: str, state_api: bool) -> Re
     places = [scratch] if storage.is_remote(questions.store) else [scratch, questions.store]
     answer["disks"] = [_space(place) for place in places if Path(place).is_dir()]
     answer["shared_memory"] = _space(SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else scratch)
+    if questions.bf16:
+        slow = f"{questions.bf16}=bf16, and this processor has no bf16 products"
+        answer["precision"] = slow if lacks_bf16() else None
     answer["weights"] = _missing(questions.weights)
     answer["data"] = _missing(questions.data)
     answer["retries"] = storage.retries() - before

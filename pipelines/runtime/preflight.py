@@ -23,7 +23,13 @@ from pipelines.runtime.config import JobConfig
 from pipelines.runtime.console import Console
 from pipelines.runtime.findings import ADVICE, Finding, judge
 from pipelines.runtime.mlflow_server import has_begun, tracking_uri, unreachable
-from pipelines.runtime.needs import data_needed, hub_problem, stale_data, weights_needed
+from pipelines.runtime.needs import (
+    bf16_wanted,
+    data_needed,
+    hub_problem,
+    stale_data,
+    weights_needed,
+)
 from pipelines.runtime.node_report import Questions, Report, report, versions
 
 ANSWER_S = 90.0
@@ -91,6 +97,7 @@ def inspect(
         mlflow=_server(config, directory),
         weights=weights_needed(config),
         data=data_needed(config, directory),
+        bf16=bf16_wanted(config),
     )
     storage.write_bytes(storage.join(store, "driver"), questions.token.encode())
     try:

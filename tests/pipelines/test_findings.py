@@ -14,12 +14,20 @@ from dri_iqa import storage
 from dri_iqa.data.datasets import read_dataset
 from dri_iqa.data.publishing import publish
 from dri_iqa.data.shards import plan_shards, write_shard
+from dri_iqa.processor import lacks_bf16
 from pipelines.runtime import config as configuration
+from pipelines.runtime import node_report
 from pipelines.runtime.capacity import check_parts
 from pipelines.runtime.cluster import ClusterError
 from pipelines.runtime.config import ClusterConfig
 from pipelines.runtime.findings import Finding, judge
-from pipelines.runtime.needs import data_needed, hub_problem, stale_data, weights_needed
+from pipelines.runtime.needs import (
+    bf16_wanted,
+    data_needed,
+    hub_problem,
+    stale_data,
+    weights_needed,
+)
 from pipelines.runtime.node_report import Questions, report, versions
 
 
@@ -66,6 +74,7 @@ def test_equal_nodes_are_fine(answer: dict[str, Any]) -> None:
         ("disks/0/total", 10**15, "disk", "warning", "100% used"),
         ("shared_memory/total", 10, "shared memory", "warning", "slower disk"),
         ("store", "no permission", "store", "failed", "no permission"),
+        ("precision", "x=bf16, and no products", "precision", "warning", "x=bf16"),
     ],
 )
 def test_what_one_node_lacks(
@@ -94,6 +103,36 @@ def test_a_store_that_holds_something_else(tmp_path: Path) -> None:
     questions = Questions(store=str(tmp_path), token="token", mlflow=None, weights={}, data={})
     found = report(questions, "node", str(tmp_path), state_api=False)
     assert found["store"] == "it holds another file than the driver wrote"
+
+
+def test_bf16_where_the_processor_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "driver").write_text("token")
+    wanted = bf16_wanted(configuration.compose("full", ["stage2.optim.precision=bf16"]))
+    questions = Questions(
+        store=str(tmp_path), token="token", mlflow=None, weights={}, data={}, bf16=wanted
+    )
+    for lacks in (True, False):
+        monkeypatch.setattr(node_report, "lacks_bf16", lambda lacks=lacks: lacks)
+        found = report(questions, "node", str(tmp_path), state_api=False)["precision"]
+        assert bool(found) == lacks
+    on_gpus = ["stage2.optim.precision=bf16", "cluster.gpus_per_worker=1"]
+    assert bf16_wanted(configuration.compose("full", on_gpus)) is None
+
+
+@pytest.mark.parametrize(
+    ("described", "lacks"),
+    [
+        ("processor: 0\nflags\t\t: fpu avx2 avx512f\n", True),
+        ("processor: 0\nflags\t\t: fpu avx512f avx512_bf16\n", False),
+        ("processor: 0\nFeatures\t: fp asimd\n", True),
+        ("processor: 0\nFeatures\t: fp asimd bf16\n", False),
+        ("a system that does not say", False),
+    ],
+)
+def test_what_a_processor_says_of_bf16(tmp_path: Path, described: str, lacks: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(described)
+    assert lacks_bf16(tmp_path / "cpuinfo") == lacks
+    assert not lacks_bf16(tmp_path / "no such file")
 
 
 @pytest.mark.parametrize(
