@@ -37,8 +37,9 @@ from dri_iqa.models.nafnet import PADDING, NAFNet
 from dri_iqa.models.parallel import average_running_statistics
 from dri_iqa.models.perceptual import PerceptualDistance
 from dri_iqa.models.plan import Plan, Streams, stage2_plan
-from dri_iqa.models.weights import RANDOM, load_strictly, seeded
+from dri_iqa.models.weights import RANDOM, seeded
 from dri_iqa.stages.base import Batch, Metrics, Stage, to_float
+from dri_iqa.stages.handover import load_stage1
 from dri_iqa.stages.momentum import MomentumContrast
 
 # number of the projection heads for their initial weights, beside the parts in models/dri_iqa.py
@@ -120,7 +121,7 @@ class TrainStage(Stage):
                 )
             self.heads.up.requires_grad_("up" in plan.halves)
         if pretrained is not None:
-            _load_stage1(self.encoder, self.heads, self.contrast, pretrained)
+            load_stage1(self.encoder, self.heads, self.contrast, pretrained)
         elif self.contrast is not None and self.heads is not None:
             self.contrast.copy_query(self.encoder, self.heads)
         if self.contrast is not None and (
@@ -372,35 +373,3 @@ def _freeze_statistics(module: nn.Module | None) -> None:
         for part in module.modules():
             if isinstance(part, _BatchNorm):
                 part.eval()
-
-
-def _load_stage1(
-    encoder: nn.Module,
-    heads: nn.Module | None,
-    contrast: MomentumContrast | None,
-    state: Mapping[str, Tensor],
-) -> None:
-    """Query, key encoder and queue from a stage-1 state; without key or queue they start anew from
-    the query.
-    """
-    load_strictly(encoder, _under(state, "query.encoder."), "the stage-1 extractor")
-    if heads is None or contrast is None:
-        return
-    queue = _under(state, "contrast.queue.")
-    if queue and ("up_KD" in queue) != ("up" in contrast.halves):
-        got, want = ("dual", "quality") if "up_KD" in queue else ("quality", "dual")
-        raise ConfigError(
-            f"stage 1 was trained with stage1.halves={got}, this variant needs stage1.halves={want}"
-        )
-    load_strictly(heads, _under(state, "query.heads."), "the stage-1 heads")
-    key = _under(state, "contrast.key.")
-    if key:
-        load_strictly(contrast.key, key, "the stage-1 key encoder")
-    else:
-        contrast.copy_query(encoder, heads)
-    if queue:
-        load_strictly(contrast.queue, queue, "the stage-1 queue")
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}

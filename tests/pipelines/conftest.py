@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.pipelines import jobs
+from tests.servers.mlflow_server import MlflowServer
 
 
 @dataclass
@@ -29,3 +32,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     answer = jobs.run("full", *arguments)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return Finished(output, answer, arguments)
+
+
+@pytest.fixture(scope="module")
+def registry_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server."""
+    started = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    yield started.address
+    started.kill()
+
+
+@pytest.fixture
+def client(registry_server: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=registry_server, registry_uri=registry_server)
