@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dri_iqa.data.manifest import Manifest
-from tests.data.test_shards import BAD, GOOD
+from tests.data.test_quarantine import BAD, GOOD
 from tests.pipelines import jobs
 
 KINDS = {  # eight ways in which a file can be odd: four cannot be read, four can
