@@ -17,6 +17,8 @@ from tests.pipelines import jobs
 pytestmark = pytest.mark.ray
 COUNTS = ("epoch", "negatives_deg", "negatives_qual", "queue_age", "queue_fill", "skipped_steps")
 LOSSES = ("loss", "loss_deg", "loss_qual")
+PATIENCE_S = 120
+"""For a process to start on a node that came; seconds where the machine has nothing else to do."""
 
 
 def test_a_training_shrinks_and_grows_with_the_cluster(
@@ -63,7 +65,7 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
         "cluster.data_processes=2",
         "search=none",
         "stage1.optim.batch_size=8",
-        "stage1.optim.epochs=40",  # long enough for a process to start on the node that comes
+        "stage1.optim.epochs=40",
         "stage1.probe.epochs=null",
         "stage2.optim.epochs=2",
         "stage2.val_crops=1",
@@ -82,6 +84,10 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
             if degraded and not came:
                 with waiting_for_data(machines):
                     machines.add(degrade=True)
+                    until = time.monotonic() + PATIENCE_S
+                    while not machines.on(machines.nodes[-1], DATA_TASK):
+                        assert time.monotonic() < until, "no data process came to the new node"
+                        time.sleep(0.3)
                 came = True
             time.sleep(0.3)
     answer = job.result()
