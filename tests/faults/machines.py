@@ -18,6 +18,8 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 TRAIN_WORKER, DATA_TASK, STREAM = "ray::RayTrainWorker", "ray::Map", "ray::SplitCoordinator"
 """Titles of processes: a rank, one that degrades, and the one that hands a rank its batches."""
+BATCH_MAKER = "ray::MapWorker(MapBatches(_Maker)).submit"
+"""One that degrades, and has begun to: while the only one of a stream still starts, Ray Data asks for no second."""
 WORKERS = 3
 STORE_BYTES = 120_000_000
 
@@ -132,15 +134,14 @@ class Machines:
 
 
 @contextmanager
-def waiting_for_data(machines: Machines) -> Iterator[None]:
-    """Training that runs now stands still in the block, so that a fast machine does not end it meanwhile."""
-    streams = machines.processes(STREAM)
-    for process in streams:
+def standing_still(processes: list[psutil.Process]) -> Iterator[None]:
+    """In the block they do nothing, so that what happens meanwhile does not depend on how fast the machine is."""
+    for process in processes:
         process.suspend()
     try:
         yield
     finally:
-        for process in streams:
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 

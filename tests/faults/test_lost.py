@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Pretraining, Running, outcome
-from tests.faults.machines import DATA_TASK, TRAIN_WORKER, Machines, kill, waiting_for_data
+from tests.faults.machines import DATA_TASK, STREAM, TRAIN_WORKER, Machines, kill, standing_still
 
 pytestmark = [
     pytest.mark.ray,
@@ -137,7 +137,7 @@ def notice(job: Running, machines: Machines) -> None:
     machines.drain(node, NOTICE_S)
     gone = time.monotonic() + NOTICE_S
     job.wait(lambda: "a node is about to be taken away: checkpoint at step" in job.text)
-    with waiting_for_data(machines):
+    with standing_still(machines.processes(STREAM)):
         machines.add(degrade=machines.offers(node))
         job.wait(lambda: time.monotonic() > gone)
 

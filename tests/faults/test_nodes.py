@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.faults.conftest import Pretraining, outcome
-from tests.faults.machines import DATA_TASK, Machines, waiting_for_data
+from tests.faults.machines import BATCH_MAKER, DATA_TASK, STREAM, Machines, standing_still
 from tests.pipelines import jobs
 
 pytestmark = pytest.mark.ray
@@ -40,7 +40,7 @@ def test_a_training_shrinks_and_grows_with_the_cluster(
     with pretraining.start(output, tmp_path / "log", *settings, **quick) as job:
         job.goes_on()
         _, resume_times["two of three nodes are lost"] = job.recovers(shrink, workers=1)
-        with waiting_for_data(machines):
+        with standing_still(machines.processes(STREAM)):
             _, resume_times["two nodes come"] = job.recovers(grow)
         job.wait(lambda: machines.on(machines.nodes[-1], DATA_TASK))
         assert job.ends() == 0, job.text
@@ -63,7 +63,7 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
         "cluster.data_processes=2",
         "search=none",
         "stage1.optim.batch_size=8",
-        "stage1.optim.epochs=8",
+        "stage1.optim.epochs=20",
         "stage1.probe.epochs=null",
         "stage2.optim.epochs=2",
         "stage2.val_crops=1",
@@ -72,22 +72,30 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
         "evaluate.bootstrap=20",
     )
     degraded: list[Any] = []
+
+    def look() -> None:
+        degraded.extend(node for node in machines.nodes if machines.on(node, DATA_TASK))
+
     with ThreadPoolExecutor(1) as beside:
         job = beside.submit(
             jobs.run, "full", f"output={output}", *settings, variables=machines.variables
         )
-        came = False
+        while not (job.done() or machines.processes(BATCH_MAKER)):
+            look()
+            time.sleep(0.1)
+        # The stream wants more than its process can do as soon as that one does nothing.
+        with standing_still(machines.processes(BATCH_MAKER)):
+            machines.add(degrade=True)
+            while not (job.done() or machines.on(machines.nodes[-1], DATA_TASK)):
+                time.sleep(0.3)
         while not job.done():
-            degraded.extend(node for node in machines.nodes if machines.on(node, DATA_TASK))
-            if degraded and not came:
-                machines.add(degrade=True)
-                came = True
+            look()
             time.sleep(0.3)
     answer = job.result()
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert jobs.summary(output)["version"]["version"] == "1"
     assert "version 1 is the champion" in answer.stdout
-    assert came
+    assert machines.nodes[-1] in degraded, "the node that came helps"
     assert all(machines.offers(node) for node in degraded)
 
 
