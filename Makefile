@@ -46,6 +46,8 @@ browser:
 	  { timeout 120 apt-get update -qq; timeout 300 apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1; true; fi
 	@($(BROWSER)) || echo "chromium and chromedriver are not installed: no browser will look at the report"
 
+# Two suites side by side have one core each; threads that wait for each other would take turns on it.
+test: export OMP_NUM_THREADS := 1
 test: $(READY) $(S3)/.ready browser  ## all tests that need neither an accelerator nor hours
 	@mkdir -p $(dir $(BESIDE)); \
 	nice -n 19 $(BIN)/python -m pytest -m "not ray and $(QUICK)" $(ARGS) > $(BESIDE) 2>&1 & beside=$$!; \

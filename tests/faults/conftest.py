@@ -93,7 +93,7 @@ class Running:
         while not what():
             assert self.process.poll() is None, self.text
             assert time.monotonic() < deadline, self.text
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def goes_on(self) -> None:
         """Wait for two more checkpoints: Ray Train has then taken note of one."""

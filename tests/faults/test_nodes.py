@@ -82,7 +82,7 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
         )
         while not (job.done() or machines.processes(BATCH_MAKER)):
             look()
-            time.sleep(0.1)
+            time.sleep(0.3)
         # The stream wants more than its process can do as soon as that one does nothing.
         with standing_still(machines.processes(BATCH_MAKER)):
             machines.add(degrade=True)
@@ -90,7 +90,7 @@ def test_the_main_job_on_several_nodes(pretraining: Pretraining, tmp_path: Path)
                 time.sleep(0.3)
         while not job.done():
             look()
-            time.sleep(0.3)
+            time.sleep(1)
     answer = job.result()
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert jobs.summary(output)["version"]["version"] == "1"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.pipelines import jobs
 
 
@@ -34,9 +32,9 @@ def test_mlflow_server_not_reachable(tmp_path: Path) -> None:
     assert "no MLflow server answers at http://127.0.0.1:9" in said
 
 
-@pytest.mark.ray
 def test_missing_data_root(tmp_path: Path) -> None:
-    said = complaint("data=biq2021", f"data.root={tmp_path / 'nowhere'}", output=tmp_path / "runs")
+    settings = ("cluster=none", "data=biq2021", f"data.root={tmp_path / 'nowhere'}")
+    said = complaint(*settings, output=tmp_path / "runs")
     assert "nowhere" in said
 
 
@@ -53,9 +51,3 @@ def test_score_column_missing(tmp_path: Path) -> None:
     said = complaint(*settings, output=tmp_path / "runs")
     assert "score" in said
     assert "opinion" in said
-
-
-@pytest.mark.ray
-def test_not_enough_cpus(tmp_path: Path) -> None:
-    said = complaint("cluster.workers=64", output=tmp_path)
-    assert "not enough CPUs: 64 worker(s)" in said

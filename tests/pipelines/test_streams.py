@@ -175,11 +175,8 @@ class Group:
         )
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_what_is_seen_is_the_schedule(
-    cluster: None, stage1: Stage1Batches, world: int, tmp_path: Path
-) -> None:
-    group = Group(stage1, world, 0, tmp_path)
+def test_what_is_seen_is_the_schedule(cluster: None, stage1: Stage1Batches, tmp_path: Path) -> None:
+    group = Group(stage1, 2, 0, tmp_path)
     ray.get([actor.read.remote() for actor in group.actors])
     assert group.seen() == meant(stage1)
 
@@ -188,7 +185,7 @@ def test_killed_at_a_random_step_and_continued_by_more_workers(
     cluster: None, stage1: Stage1Batches, tmp_path: Path
 ) -> None:
     step = random.Random(time.time_ns()).randrange(1, stage1.schedule.total_steps - 1)
-    first = Group(stage1, 2, 0, tmp_path)
+    first = Group(stage1, 1, 0, tmp_path)
     for actor in first.actors:
         actor.read.remote(pause=0.1)
     deadline = time.monotonic() + 120
@@ -198,7 +195,7 @@ def test_killed_at_a_random_step_and_continued_by_more_workers(
     for actor in first.actors:
         ray.kill(actor)
     position = min(first.done(), stage1.schedule.total_steps - 1)  # as a checkpoint has it
-    second = Group(stage1, 3, position, tmp_path)
+    second = Group(stage1, 2, position, tmp_path)
     ray.get([actor.read.remote() for actor in second.actors])
     assert first.seen(position) + second.seen() == meant(stage1), f"killed at step {step}"
 

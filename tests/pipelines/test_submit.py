@@ -98,10 +98,10 @@ def submit(
 
 def test_both_ways_of_submitting_register_a_version(head: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "runs"
-    # Chains run only where a node offers `degrade`, as this one does. Another seed trains everything anew.
+    # Chains run only where a node offers `degrade`, as this one does. The second trains another stage 2.
     for before, options in enumerate((["--working-dir", "."], [])):
-        arguments = (f"output={output}", f"seed={before}", f"search.trials={TRIALS[before]}", *REST)
-        arguments += ("cluster.degrade_resource=0.4",)
+        arguments = (f"output={output}", f"search.trials={TRIALS[before]}", *REST)
+        arguments += ("cluster.degrade_resource=0.4", f"stage2.optim.epochs={2 + before}")
         answer = submit(head, *options, arguments=arguments)
         assert answer.returncode == 0, answer.stdout + answer.stderr
         client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")

@@ -21,30 +21,12 @@ STAGE_1 = (
 )
 
 
-def result(output: Path) -> dict:
-    (found,) = output.glob("models/pretrain-*/result.json")
-    return json.loads(found.read_text())
-
-
-def test_two_workers_train_both_stages_and_a_killed_stage_1_ends_the_same(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    answer = jobs.run("train", f"output={whole}", *STAGE_1, "stage2.optim.epochs=1")
+def test_two_workers_train_both_stages(tmp_path: Path) -> None:
+    """That a killed training of two workers ends as an undisturbed one is seen in tests/faults."""
+    answer = jobs.run("train", f"output={tmp_path}", *STAGE_1, "stage2.optim.epochs=1")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "2 training worker(s)" in answer.stdout
-    assert list(whole.glob("models/train-*/bundle/model.safetensors"))
-
-    arguments = ("pretrain", f"output={killed}", *STAGE_1)
-    jobs.run_and_kill(
-        *arguments,
-        # the controller has taken note of one; where it resumes is then its own choice
-        when=lambda: len(list(killed.glob("checkpoints/pretrain-*/step_*"))) >= 2,
-        log=tmp_path / "log",
-    )
-    assert not list(killed.glob("models/pretrain-*/result.json"))
-    answer = jobs.run(*arguments)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "resumed from the checkpoint" in answer.stdout
-    ended, undisturbed = result(killed), result(whole)
-    assert ended["sha256"] == undisturbed["sha256"]  # query, key encoder, queues
-    assert ended["history"] == undisturbed["history"]
-    assert load_extractor(ended["uri"]).digest == ended["sha256"]
+    assert list(tmp_path.glob("models/train-*/bundle/model.safetensors"))
+    (found,) = tmp_path.glob("models/pretrain-*/result.json")
+    result = json.loads(found.read_text())
+    assert load_extractor(result["uri"]).digest == result["sha256"]
