@@ -211,7 +211,7 @@ def predictions(
     inputs = grid.sets[name]
     source = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
     manifest = source.open().manifest
-    uri = predictions_uri(job, grid, cell, name, policy, trained)
+    uri = predictions_uri(grid, cell, name, policy, trained)
     if storage.exists(uri):
         text = io.BytesIO(storage.read_bytes(uri))
         names: Any = dict.fromkeys(("name", "group", "type", "subset"), "str")  # some are numbers
@@ -231,13 +231,13 @@ def predictions(
     return frame, manifest
 
 
-def predictions_uri(
-    job: Job, grid: Grid, cell: Cell, name: str, policy: str, trained: Result
-) -> str:
-    """Where they are kept; the name says of which weights on which data."""
-    data = grid.sets[name].scored_digest[:8]
-    file = f"{cell.file}-{trained['sha256'][:8]}-on-{name}-{data}-{policy}.csv"
-    return storage.join(job.directory, "predictions", file)
+def predictions_uri(grid: Grid, cell: Cell, name: str, policy: str, trained: Result) -> str:
+    """Beside the model, for every protocol that tests it; the name says with which weights on which images."""
+    folder = trained["uri"].rpartition("/")[0]
+    images = grid.splits[name][cell.split][1] if name == cell.trained_on else "all"
+    data, weights = grid.sets[name].scored_digest[:8], trained["sha256"][:8]
+    file = f"{weights}-on-{name}-{data}-{images[:8]}-{policy}.csv"
+    return storage.join(folder, "predictions", file)
 
 
 def outcome_of(

@@ -104,7 +104,7 @@ def _one_model(job: Job, grid: Grid, trained: dict[Cell, Result], folder: Path) 
         "plcc": rows[0]["plcc"],
         "kind": manifest.score_kind,
         "failed": int(np.count_nonzero(frame["error"].notna())),
-        "predictions": predictions_uri(job, grid, cell, grid.main, policy, trained[cell]),
+        "predictions": predictions_uri(grid, cell, grid.main, policy, trained[cell]),
     }
     made = {
         "stage1": finished(first, job.output) if first else None,

@@ -90,6 +90,9 @@ def test_every_cell_is_trained_once_and_tested_with_every_set_of_crops(finished)
     assert len(list(output.glob("models/pretrain-*/result.json"))) == 1
     assert len(list(output.glob("models/train-*/result.json"))) == 4
     assert "weights of epoch" in printed
+    # Beside the models, where another protocol that tests them finds them: the first split's are tested elsewhere too.
+    tests = [len(list(model.glob("predictions/*.csv"))) for model in output.glob("models/train-*")]
+    assert sorted(tests) == [2, 2, 4, 4]
 
 
 def test_models_of_the_first_split_are_tested_on_the_whole_of_another_set(finished) -> None:
