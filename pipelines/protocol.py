@@ -191,7 +191,9 @@ def score_all(job: Job, grid: Grid, trained: dict[Cell, Result]) -> list[Outcome
     with job.console.progress("tests") as meter:
         for number, (cell, name, policy, seed) in enumerate(tests):
             frame, manifest = predictions(job, grid, cell, name, policy, trained[cell])
-            outcomes.append(outcome_of(cell, name, seed, frame, manifest))
+            split = load_splits(grid.splits[cell.trained_on][cell.split][0])[0]
+            seen = len(split.train) + len(split.val)
+            outcomes.append(outcome_of(cell, name, seed, frame, manifest, seen))
             meter.update(number + 1, len(tests), f"{cell.name} on {name}, {policy}")
     return outcomes
 
@@ -241,7 +243,7 @@ def predictions_uri(grid: Grid, cell: Cell, name: str, policy: str, trained: Res
 
 
 def outcome_of(
-    cell: Cell, name: str, seed: int, frame: pd.DataFrame, manifest: Manifest
+    cell: Cell, name: str, seed: int, frame: pd.DataFrame, manifest: Manifest, trained_images: int
 ) -> Outcome:
     """A test as the tables take it: higher is better, in the order of the images."""
     # an image without a prediction stays: left out, it would flatter the variant that failed on it
@@ -258,6 +260,7 @@ def outcome_of(
         given_N=sign * frame["given"].to_numpy(np.float64),
         group_N=frame["group"].to_numpy(),
         subset_N=frame["subset"].fillna(frame["type"]).fillna("all").astype(str).to_numpy(),
+        trained_images=trained_images,
     )
 
 

@@ -32,8 +32,8 @@ TABLES = ("differences", "subsets", "cross", "runs")
 UNSHOWN = ("splits", "krocc", "rmse", "plcc_crops", "plcc_median")
 """Columns for which a console is too narrow; the report has them."""
 NOTES = (
-    "Intervals (95 %) of differences resample scenes or references, paired, and average over trainings; splits share "
-    "images, so they are not independent repetitions.",
+    "Intervals (95 %) of differences: over several splits by the corrected resampled t-test (Nadeau and Bengio 2003), "
+    "as splits share images; of a single split, over resampled scenes or references.",
 )
 
 

@@ -16,6 +16,7 @@ from dri_iqa.evaluation.metrics import (
     paired_interval,
     plcc,
     plcc_fit,
+    resplit_interval,
     rmse,
     srocc,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "paired_interval",
     "plcc",
     "plcc_fit",
+    "resplit_interval",
     "rmse",
     "srocc",
 ]

@@ -9,6 +9,7 @@ Shape suffixes: N images.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -204,49 +205,80 @@ def paired_interval(
     for both. An interval that lies above 0 says that a is better on such scenes.
     """
     return mean_paired_interval(
-        metric, [(pred_a, pred_b, true, groups)], seed=seed, n=n, level=level
+        metric, [(pred_a, pred_b)], true, groups, seed=seed, n=n, level=level
     )
 
 
 def mean_paired_interval(
     metric: Metric,
-    trials: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike, Sequence[Any] | np.ndarray | None]],
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]],
+    true: ArrayLike,
+    groups: Sequence[Any] | np.ndarray | None = None,
     *,
     seed: int = 0,
     n: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """Interval of metric(a) - metric(b), averaged over several trainings (splits, seeds) of both.
+    """Interval of metric(a) - metric(b), averaged over several trainings of both on one split.
 
-    Every resample draws each trial's own groups anew and takes the mean of the trials' differences,
-    so the interval says how far the mean depends on the scenes that happened to be tested. Splits
-    share images: it is not an interval over independent repetitions.
+    It says how far the mean depends on the scenes that happened to be tested, for these trainings;
+    what another split would change is in `resplit_interval`.
 
     Args:
         metric: e.g. `srocc`.
-        trials: (predictions of a, predictions of b, given scores, groups or None) of each.
-        seed: of the resamples.
+        pairs: (predictions of a, predictions of b) of each training, N each.
+        true: N given scores.
+        groups: N scene or reference ids; None lets every image be its own group.
+        seed: of the resamples, which all trainings share.
         n: resamples.
         level: coverage, between 0 and 1.
 
     Raises:
-        ValueError: no trial, or different lengths.
+        ValueError: no pair, or different lengths.
     """
-    if not trials:
-        raise ValueError("trials: got none, expected at least one")
-    estimates, values = [], []
-    for trial, (pred_a, pred_b, true, groups) in enumerate(trials):
-        a_N, true_N = _pair(pred_a, true)
-        b_N, _ = _pair(pred_b, true)
-        estimates.append(metric(a_N, true_N) - metric(b_N, true_N))
-        values.append(
-            [
-                metric(a_N[index_M], true_N[index_M]) - metric(b_N[index_M], true_N[index_M])
-                for index_M in _resamples(_group_indices(groups, len(a_N)), seed, n, trial)
-            ]
-        )
-    means_R = np.asarray(values, dtype=np.float64).mean(0).tolist()
-    return _interval(float(np.mean(estimates)), means_R, level)
+    if not pairs:
+        raise ValueError("pairs: got none, expected at least one")
+    checked = [(_pair(a, true)[0], *_pair(b, true)) for a, b in pairs]
+    size = len(checked[0][2])
+
+    def mean(index_M: np.ndarray) -> float:
+        found = [
+            metric(a[index_M], t[index_M]) - metric(b[index_M], t[index_M]) for a, b, t in checked
+        ]
+        return float(np.mean(found))
+
+    values = [mean(index_M) for index_M in _resamples(_group_indices(groups, size), seed, n)]
+    return _interval(mean(np.arange(size)), values, level)
+
+
+def resplit_interval(
+    difference_K: ArrayLike, *, test_per_train: float, level: float = 0.95
+) -> Interval:
+    """Interval of a mean difference over random splits of one data set.
+
+    The splits share images, so their differences are no independent trials, and the plain t-test
+    finds far too much significant. Corrected resampled t-test: variance (1/K + test/train) s^2
+    (Nadeau and Bengio 2003, "Inference for the Generalization Error", Machine Learning 52, section 3).
+
+    Args:
+        difference_K: one difference of each split, at least two.
+        test_per_train: tested images per image that was trained on.
+        level: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: fewer than two splits.
+    """
+    found_K = np.asarray(difference_K, dtype=np.float64)
+    count = len(found_K)
+    if count < 2:
+        raise ValueError(f"differences of {count} split(s), expected at least two")
+    deviation = found_K.std(ddof=1) * math.sqrt(1 / count + test_per_train)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * float(deviation)
+    mean = float(found_K.mean())
+    valid = int(np.isfinite(found_K).sum())
+    return Interval(
+        estimate=mean, low=mean - half, high=mean + half, level=level, resamples=count, valid=valid
+    )
 
 
 def evaluate_table(
@@ -341,10 +373,10 @@ def _group_indices(groups: Sequence[Any] | np.ndarray | None, count: int) -> lis
     return np.split(order, np.flatnonzero(np.diff(code_N[order])) + 1)
 
 
-def _resamples(members: list[np.ndarray], seed: int, n: int, trial: int = 0) -> list[np.ndarray]:
+def _resamples(members: list[np.ndarray], seed: int, n: int) -> list[np.ndarray]:
     if not members:
         return []
-    rng = generator(seed, Purpose.BOOTSTRAP, len(members), *([trial] if trial else []))
+    rng = generator(seed, Purpose.BOOTSTRAP, len(members))
     picks = rng.integers(0, len(members), size=(n, len(members)))
     return [np.concatenate([members[group] for group in pick]) for pick in picks]
 

@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from dri_iqa.evaluation.metrics import evaluate_table, mean_paired_interval, plcc, srocc
+from dri_iqa.evaluation.metrics import (
+    Interval,
+    evaluate_table,
+    mean_paired_interval,
+    plcc,
+    resplit_interval,
+    srocc,
+)
 
 Row = dict[str, Any]
 FIGURES = ("srocc", "plcc", "plcc_fit", "krocc", "rmse")
@@ -38,6 +45,8 @@ class Outcome:
     """Scene or reference of each image: what intervals resample."""
     subset_N: np.ndarray
     """Distortion type or subset of each image."""
+    trained_images: int
+    """Images of the training and validation parts."""
 
     @property
     def training(self) -> tuple[int, int]:
@@ -120,7 +129,9 @@ def difference_rows(
 ) -> list[Row]:
     """Every pair of variants on the trainings that both have: the later minus the earlier one.
 
-    Predictions are averaged over the crop seeds first. Intervals: `mean_paired_interval`.
+    Predictions are averaged over the crop seeds first, differences over the seeds of a split.
+    Intervals: over several splits `resplit_interval`, which holds what other splits and trainings
+    would change; of one split `mean_paired_interval`, over scenes.
 
     Args:
         tested: of one data set.
@@ -129,8 +140,11 @@ def difference_rows(
         level: coverage of the intervals.
 
     Returns:
-        difference ("proposed - v3"), trainings, better_in (trainings with a higher SROCC), and for srocc
-        and plcc the mean with `_low` and `_high`.
+        difference ("proposed - v3"), trainings, splits, better_in (trainings with a higher SROCC), and
+        for srocc and plcc the mean with `_low` and `_high`.
+
+    Raises:
+        ValueError: variants that were not tested on the same images.
     """
     names = list(dict.fromkeys(one.variant for one in tested))
     mean = {name: _mean_predictions([o for o in tested if o.variant == name]) for name in names}
@@ -140,21 +154,45 @@ def difference_rows(
             common = [key for key in mean[later] if key in mean[earlier]]
             if not common:
                 continue
-            trials = []
-            for key in common:
-                a, b = mean[later][key], mean[earlier][key]
-                if not np.array_equal(a.given_N, b.given_N):
-                    raise ValueError(f"{later} and {earlier} were not tested on the same images")
-                trials.append((a.predicted_N, b.predicted_N, a.given_N, a.group_N))
+            pairs = [(mean[later][key], mean[earlier][key]) for key in common]
+            if not all(np.array_equal(a.given_N, b.given_N) for a, b in pairs):
+                raise ValueError(f"{later} and {earlier} were not tested on the same images")
+            better = sum(_gain(srocc, a, b) > 0 for a, b in pairs)
             row: Row = {"difference": f"{later} - {earlier}", "trainings": len(common)}
-            row["better_in"] = sum(srocc(a, true) > srocc(b, true) for a, b, true, _ in trials)
+            row |= {"splits": len({a.split for a, _ in pairs}), "better_in": better}
             metrics: dict[str, Callable[..., float]] = {"srocc": srocc, "plcc": plcc}
             for name, metric in metrics.items():
-                interval = mean_paired_interval(metric, trials, seed=seed, n=n, level=level)
+                interval = _difference(metric, pairs, seed=seed, n=n, level=level)
                 row |= {name: interval.estimate}
                 row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
             found.append(row)
     return found
+
+
+def _gain(metric: Callable[..., float], a: Outcome, b: Outcome) -> float:
+    return metric(a.predicted_N, a.given_N) - metric(b.predicted_N, b.given_N)
+
+
+def _difference(
+    metric: Callable[..., float],
+    pairs: Sequence[tuple[Outcome, Outcome]],
+    *,
+    seed: int,
+    n: int,
+    level: float,
+) -> Interval:
+    by_split: dict[int, list[float]] = {}
+    for a, b in pairs:
+        by_split.setdefault(a.split, []).append(_gain(metric, a, b))
+    if len(by_split) > 1:
+        share = np.mean([len(a.given_N) / a.trained_images for a, _ in pairs])
+        means_K = [float(np.mean(gains)) for gains in by_split.values()]
+        return resplit_interval(means_K, test_per_train=float(share), level=level)
+    first, _ = pairs[0]
+    predicted = [(a.predicted_N, b.predicted_N) for a, b in pairs]
+    return mean_paired_interval(
+        metric, predicted, first.given_N, first.group_N, seed=seed, n=n, level=level
+    )
 
 
 def cross_rows(rows: Sequence[Row], figure: str = "srocc") -> list[Row]:

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dri_iqa.evaluation.metrics import mean_paired_interval, paired_interval, srocc
+from dri_iqa.evaluation.metrics import (
+    mean_paired_interval,
+    paired_interval,
+    resplit_interval,
+    srocc,
+)
 from dri_iqa.evaluation.protocols import (
     Outcome,
     cross_rows,
@@ -35,6 +40,7 @@ def one(variant: str, split: int, crop_seed: int, noise: float, **changes) -> Ou
         "given_N": given,
         "group_N": np.repeat(np.arange(10), 4),
         "subset_N": np.tile(np.array(["blur", "jpeg"]), 20),
+        "trained_images": 160,
     }
     return Outcome(**(values | changes))
 
@@ -87,8 +93,63 @@ def test_differences_pair_the_same_images_of_the_same_trainings(tested: list[Out
     by_hand = [means["proposed", split] - means["v1", split] for split in range(3)]
     assert row["srocc"] == pytest.approx(np.mean(by_hand))
     assert row["better_in"] == sum(value > 0 for value in by_hand)
-    assert row["srocc_low"] < row["srocc"] < row["srocc_high"]
-    assert row["srocc_low"] > 0  # twice the noise on three splits is seen
+    # a t-test with the variance of splits that share images: 40 were tested for 160 that were trained on
+    half = stats.t.ppf(0.975, 2) * np.std(by_hand, ddof=1) * np.sqrt(1 / 3 + 40 / 160)
+    assert row["srocc_low"] == pytest.approx(np.mean(by_hand) - half)
+    assert row["srocc_high"] == pytest.approx(np.mean(by_hand) + half)
+
+
+def test_of_a_single_split_scenes_are_resampled(tested: list[Outcome]) -> None:
+    first = [o for o in tested if o.split == 0 and o.crop_seed == 0]
+    (row,) = difference_rows(first, n=300)
+    a, b = (next(o for o in first if o.variant == name) for name in ("proposed", "v1"))
+    wanted = paired_interval(srocc, a.predicted_N, b.predicted_N, a.given_N, a.group_N, n=300)
+    assert (row["srocc"], row["srocc_low"], row["srocc_high"]) == (
+        wanted.estimate, wanted.low, wanted.high,
+    )  # fmt: skip
+
+
+def test_training_seeds_of_a_split_are_averaged_before_splits_are_compared() -> None:
+    cells = itertools.product(NOISE.items(), range(2), range(2))
+    tested = [one(name, split, seed, noise, seed=seed) for (name, noise), split, seed in cells]
+    (row,) = difference_rows(tested, n=10)
+    assert (row["trainings"], row["splits"]) == (4, 2)
+    gains = [
+        np.mean(
+            [
+                srocc(o.predicted_N, o.given_N)
+                for o in tested
+                if (o.variant, o.split) == ("proposed", split)
+            ]
+        )
+        - np.mean(
+            [
+                srocc(o.predicted_N, o.given_N)
+                for o in tested
+                if (o.variant, o.split) == ("v1", split)
+            ]
+        )
+        for split in range(2)
+    ]
+    wanted = resplit_interval(gains, test_per_train=0.25)
+    assert (row["srocc_low"], row["srocc_high"]) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_splits_that_share_images_do_not_make_a_difference_out_of_none() -> None:
+    """A method against itself with other seeds: the plain t-test finds a difference far too often."""
+    rng = np.random.default_rng(0)
+    found = {"corrected": 0, "plain": 0}
+    for _ in range(400):
+        noise = rng.standard_normal(
+            500
+        )  # what each image adds to the difference of two equal methods
+        drawn = [noise[rng.permutation(500)[:250]].mean() for _ in range(10)]
+        for name, share in (("corrected", 1.0), ("plain", 0.0)):
+            interval = resplit_interval(drawn, test_per_train=share)
+            found[name] += not interval.low <= 0 <= interval.high
+    assert found["corrected"] < 0.07 * 400 < 0.2 * 400 < found["plain"]
+    with pytest.raises(ValueError, match="at least two"):
+        resplit_interval([0.1], test_per_train=0.25)
 
 
 def test_a_training_that_only_one_variant_has_is_left_out_of_the_difference(
@@ -116,15 +177,12 @@ def test_one_trial_is_the_plain_paired_interval() -> None:
     true = rng.random(60)
     a, b = true + 0.1 * rng.standard_normal(60), true + 0.3 * rng.standard_normal(60)
     groups = np.repeat(np.arange(20), 3)
-    assert mean_paired_interval(srocc, [(a, b, true, groups)], n=200) == paired_interval(
-        srocc, a, b, true, groups, n=200
-    )
-    several = mean_paired_interval(srocc, [(a, b, true, groups)] * 4, n=200)
     plain = paired_interval(srocc, a, b, true, groups, n=200)
-    assert several.estimate == pytest.approx(plain.estimate)
-    assert several.high - several.low < plain.high - plain.low  # resamples are independent
+    assert (
+        mean_paired_interval(srocc, [(a, b)] * 3, true, groups, n=200) == plain
+    )  # nothing is won by repeating
     with pytest.raises(ValueError, match="at least one"):
-        mean_paired_interval(srocc, [])
+        mean_paired_interval(srocc, [], true)
 
 
 def test_subsets_are_columns(tested: list[Outcome]) -> None:

@@ -169,7 +169,7 @@ def test_an_image_that_a_model_could_not_score_stays_and_spoils_its_figure() -> 
     )
     manifest = SimpleNamespace(higher_is_better=True)
     cell = Cell(trained_on="csv", variant="proposed", split=0, seed=0)
-    one = outcome_of(cell, "csv", 0, frame, cast(Any, manifest))
+    one = outcome_of(cell, "csv", 0, frame, cast(Any, manifest), 12)
     assert one.given_N.tolist() == [1.0, 2.0, 3.0]
     (row,) = run_rows([one])
     assert math.isnan(row["srocc"])
