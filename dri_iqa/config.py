@@ -314,6 +314,9 @@ class Stage2Config(StrictConfig):
     """Clean regions drawn per step for the auxiliary stream."""
     nce_source: Literal["auto", "iqa", "aux", "iqa_pair"] = "auto"
     """Whose crops carry the contrastive losses in stage 2."""
+    augment: Literal["flip", "dihedral"] = "flip"
+    """How crops of labelled images are turned: mirrored at random (paper 4.2), or by quarter turns as well, so that few
+    scenes teach restoration for longer. Photographs are judged upright: people may score a turned one otherwise."""
     val_crops: int = 5
     """Crops per validation image at the end of an epoch."""
     select: Literal["last", "val"] = "last"

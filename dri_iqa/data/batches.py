@@ -98,6 +98,8 @@ class Stage2Batches:
     """Its schedule has an epoch of its own; step k of stage 2 reads its step k."""
     rank: int = 0
     world: int = 1
+    quarter_turns: bool = False
+    """Whether crops are turned besides being mirrored."""
     _siblings: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -122,6 +124,7 @@ class Stage2Batches:
             streams=self.streams,
             siblings=self._siblings,
             scores=self.scores,
+            quarter_turns=self.quarter_turns,
         )
         if self.auxiliary is not None:
             for name, array in self.auxiliary(step).items():

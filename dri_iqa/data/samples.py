@@ -13,7 +13,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,16 @@ class Streams:
     """The reference at the same place (restoration target)."""
     views: bool = False
     """Two crops of the image and two of a sibling (contrastive losses)."""
+
+
+class Window(NamedTuple):
+    """Where a crop lies and how it is turned, in pixels: mirrored first, then by quarters."""
+
+    top: int
+    left: int
+    side: int
+    flip: bool
+    quarter_turns: int
 
 
 def stage1_batch(
@@ -120,10 +131,11 @@ def stage2_batch(
     streams: Streams | None = None,
     siblings: Mapping[str, Sequence[int]] | None = None,
     scores: Mapping[int, float] | None = None,
+    quarter_turns: bool = False,
 ) -> dict[str, np.ndarray]:
     """Samples of the joint stage: a crop of the distorted image with its score (3.4, 4.2).
 
-    The image's crop is x11. Its reference is cropped and flipped alike. The views are x11, x12 of
+    The image's crop is x11. Its reference is cropped, flipped and turned alike. The views are x11, x12 of
     the image and x21, x22 of a sibling, which is another distorted version of the same reference
     in the same part of the split; an image without one shows two more crops of itself and says so.
 
@@ -138,6 +150,7 @@ def stage2_batch(
         streams: what else is wanted.
         siblings: image ids by reference name, see `sibling_index`; needed for views.
         scores: labels that replace the stored ones (the control with shuffled scores).
+        quarter_turns: crops are turned by 0 to 3 quarters besides being mirrored.
 
     Returns:
         image_BCHW uint8; score_B float32, higher is better, 0..1 for labels in the range;
@@ -158,7 +171,8 @@ def stage2_batch(
     for epoch, _, image_id in rows:
         row = reader.read(image_id)
         image_HWC = resize_short_side(decode(row["bytes"]), crop)
-        window = _window(image_HWC.shape, crop, run_seed, epoch, image_id, 0, 0)
+        draw = partial(_window, crop, run_seed, epoch, image_id, quarter_turns)
+        window = draw(image_HWC.shape, 0, 0)
         first_HWC = _cut(image_HWC, window)
         label = row["score"] if scores is None else scores[image_id]
         add("image_BCHW", first_HWC)
@@ -175,7 +189,7 @@ def stage2_batch(
             other = reader.read(sibling_id)
             other_HWC = resize_short_side(decode(other["bytes"]), crop)
         windows = [
-            _window(source.shape, crop, run_seed, epoch, image_id, view, k)
+            draw(source.shape, view, k)
             for source, view, k in ((image_HWC, 0, 1), (other_HWC, 1, 0), (other_HWC, 1, 1))
         ]
         views = [first_HWC, _cut(image_HWC, windows[0])]
@@ -268,19 +282,27 @@ def degradation_marks(row: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _window(
-    shape: tuple[int, ...], crop: int, run_seed: int, epoch: int, image_id: int, view: int, k: int
-) -> tuple[int, int, int, bool]:
-    """(top, left, side, flip) of one crop; positions include the last row and column."""
+    crop: int,
+    run_seed: int,
+    epoch: int,
+    image_id: int,
+    quarter_turns: bool,
+    shape: tuple[int, ...],
+    view: int,
+    k: int,
+) -> Window:
+    """One crop; positions include the last row and column."""
     rng = generator(run_seed, Purpose.CROP, epoch, image_id, view, k)
     top = int(rng.integers(shape[0] - crop + 1))
     left = int(rng.integers(shape[1] - crop + 1))
-    return top, left, crop, bool(rng.random() < 0.5)
+    flip = bool(rng.random() < 0.5)
+    return Window(top, left, crop, flip, int(rng.integers(4)) if quarter_turns else 0)
 
 
-def _cut(image_HWC: np.ndarray, window: tuple[int, int, int, bool]) -> np.ndarray:
-    top, left, side, flip = window
-    part_HWC = image_HWC[top : top + side, left : left + side]
-    return part_HWC[:, ::-1] if flip else part_HWC
+def _cut(image_HWC: np.ndarray, window: Window) -> np.ndarray:
+    bottom, right = window.top + window.side, window.left + window.side
+    part_HWC = image_HWC[window.top : bottom, window.left : right]
+    return np.rot90(part_HWC[:, ::-1] if window.flip else part_HWC, window.quarter_turns)
 
 
 def _reference(

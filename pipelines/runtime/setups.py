@@ -112,6 +112,7 @@ def setup_train(
         auxiliary=auxiliary,
         rank=rank,
         world=world,
+        quarter_turns=stage2.augment == "dihedral",
     )
     check_batch(stage2.optim, batches.schedule.batch_size, world, "stage2")
     stage = TrainStage(

@@ -164,6 +164,22 @@ def test_image_and_reference_show_the_same_place() -> None:
     assert 15 < flips.sum() < 45
 
 
+def test_quarter_turns_take_image_and_reference_along_and_leave_the_places_as_they_were() -> None:
+    rows = [(epoch, 0, 3) for epoch in range(100)]
+    options: dict[str, Any] = {"run_seed": 0, "crop": CROP, "streams": Streams(reference=True)}
+    batch = stage2_batch(Shelf(), rows, quarter_turns=True, **options, **SCALE)
+    image_BCHW = batch["image_BCHW"]
+    assert np.array_equal(image_BCHW[:, :2], batch["reference_BCHW"][:, :2])
+    seen = set()
+    upright_BCHW = stage2_batch(Shelf(), rows, **options, **SCALE)["image_BCHW"]
+    for turned_CHW, mirrored_CHW in zip(image_BCHW, upright_BCHW, strict=True):
+        (turns,) = (
+            k for k in range(4) if np.array_equal(np.rot90(mirrored_CHW, k, (1, 2)), turned_CHW)
+        )
+        seen.add((turns, bool(mirrored_CHW[1, 0, 0] > mirrored_CHW[1, 0, -1])))
+    assert len(seen) == 8
+
+
 def test_the_last_column_is_reached() -> None:
     rows = [(epoch, 0, 0) for epoch in range(200)]
     batch = stage2_batch(Shelf(height=48, width=50), rows, run_seed=0, crop=CROP, **SCALE)
