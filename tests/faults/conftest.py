@@ -44,10 +44,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Running:
-    """A stage 1 of a few pictures in a process of its own, watched from outside. A context manager."""
+    """A job with few pictures in a process of its own, watched from outside. A context manager."""
 
     def __init__(
-        self, arguments: tuple[str, ...], output: Path, log: Path, variables: dict
+        self, job: str, arguments: tuple[str, ...], output: Path, log: Path, variables: dict
     ) -> None:
         self.output, self._log = output, log
         self.begun = time.monotonic()
@@ -55,7 +55,7 @@ class Running:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    str(jobs.ROOT / "pipelines" / "pretrain.py"),
+                    str(jobs.ROOT / "pipelines" / f"{job}.py"),
                     f"output={output}",
                     *arguments,
                 ],
@@ -131,10 +131,12 @@ class Pretraining:
         self.data = (*roots, *DATA)
         self.arguments = (*roots, *SETTINGS)
 
-    def start(self, output: Path, log: Path, *more: str, **variables: str) -> Running:
-        """On the cluster."""
+    def start(
+        self, output: Path, log: Path, *more: str, job: str = "pretrain", **variables: str
+    ) -> Running:
+        """On the cluster; `job` may be one that does more after it."""
         arguments, environment = (*self.arguments, *more), self.machines.variables | variables
-        return Running(arguments, output, log, environment)
+        return Running(job, arguments, output, log, environment)
 
 
 def outcome(output: Path) -> tuple[str, list[dict]]:

@@ -18,8 +18,6 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 TRAIN_WORKER, DATA_TASK, STREAM = "ray::RayTrainWorker", "ray::Map", "ray::SplitCoordinator"
 """Titles of processes: a rank, one that degrades, and the one that hands a rank its batches."""
-BATCH_MAKER = "ray::MapWorker(MapBatches(_Maker)).submit"
-"""One that degrades, and has begun to: while the only one of a stream still starts, Ray Data asks for no second."""
 WORKERS = 3
 STORE_BYTES = 120_000_000
 
