@@ -34,7 +34,7 @@ def test_the_main_job_on_a_cluster_that_shrinks_and_grows(
     """A head without CPUs, three nodes of which two are lost in stage 1, and two that come.
 
     Global batches stay what they were, and so do every epoch's losses, up to the order of additions. Degradation
-    runs only where it is offered, also by a node that came. Both workers then train stage 2.
+    runs only where it is offered, also by a node that came.
     """
     machines, output = pretraining.machines, tmp_path / "runs"
     quick = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
