@@ -44,11 +44,11 @@ from dri_iqa.models.weights import seeded
 from dri_iqa.stages import PretrainStage
 from dri_iqa.stages.base import to_float
 from pipelines.runtime.config import JobConfig, compose
+from pipelines.runtime.feeds import Feed, clean_parts, pretrain_batches
 from pipelines.runtime.fit import Inputs, RunSpec, pretrain_spec
 from pipelines.runtime.host import LocalHost
 from pipelines.runtime.loop import train
-from pipelines.runtime.probing import clean_parts
-from pipelines.runtime.setups import pretrain_batches, setup_pretrain
+from pipelines.runtime.setups import setup_pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -123,8 +123,8 @@ def pretrain(spec: RunSpec, out: Path) -> tuple[PretrainStage, float]:
         "data_processes": 1,
         "degrade_resource": 0.0,
     }
-    training, _ = setup_pretrain(spec, settings, 0, 1)
     batches = pretrain_batches(spec, 0, 1)
+    training, _ = setup_pretrain(spec, settings, batches, Feed(batches, settings))
 
     def stream(start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         return (batches(step) for step in range(start, stop))

@@ -16,9 +16,9 @@ from pipelines.protocol import (
     train_all,
 )
 from pipelines.protocol_report import publish, show
+from pipelines.runtime.failures import TrainingError
 from pipelines.runtime.fit import Result
 from pipelines.runtime.job import Job, main
-from pipelines.runtime.snapshots import TrainingError
 
 
 def steps(job: Job) -> None:

@@ -34,8 +34,8 @@ from dri_iqa.evaluation.showing import (
 from pipelines.runtime.console import duration
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, git_commit, versions
-from pipelines.runtime.restoring import RESTORATION
 from pipelines.runtime.tasks import run_tasks
+from pipelines.runtime.tracking import RESTORATION
 from pipelines.runtime.training import fetch_pictures
 from pipelines.runtime.trials import METRIC
 

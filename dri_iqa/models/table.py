@@ -16,8 +16,8 @@ from dri_iqa.models.checks import check_model, token_grid
 from dri_iqa.models.dre import DREEncoder, ProjectionHeads, lower
 from dri_iqa.models.nafnet import NAFNet
 from dri_iqa.models.perceptual import PerceptualDistance
-from dri_iqa.models.plan import stage2_plan
 from dri_iqa.models.predictor import Predictor
+from dri_iqa.plan import stage2_plan
 
 
 class Row(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dri_iqa.models.plan import Plan, Streams, stage2_plan, stage2_streams
+from dri_iqa.plan import Plan, Streams, stage2_plan, stage2_streams
 from dri_iqa.stages.base import Batch, Metrics, Stage
 from dri_iqa.stages.pretrain import PretrainStage
 from dri_iqa.stages.train import TrainStage

@@ -36,8 +36,8 @@ from dri_iqa.models.dri_iqa import (
 from dri_iqa.models.nafnet import PADDING, NAFNet
 from dri_iqa.models.parallel import average_running_statistics
 from dri_iqa.models.perceptual import PerceptualDistance
-from dri_iqa.models.plan import Plan, Streams, stage2_plan
 from dri_iqa.models.weights import RANDOM, seeded
+from dri_iqa.plan import Plan, Streams, stage2_plan
 from dri_iqa.stages.base import Batch, Metrics, Stage, to_float
 from dri_iqa.stages.handover import load_stage1
 from dri_iqa.stages.momentum import MomentumContrast

@@ -204,7 +204,7 @@ def _on_workers(
     del trainer
     gc.collect()  # its controller is a process that ends with the last reference to it
     if ended is not None:
-        from pipelines.runtime.snapshots import TrainingError
+        from pipelines.runtime.failures import TrainingError
 
         raise TrainingError(ended)
 
@@ -215,8 +215,8 @@ def _work(settings: dict[str, Any]) -> str | None:
     After any other error Ray Train starts the group again; after one that all ranks have found at the same step, that
     would only take the time to find it again. (A rank that went alone would leave the others waiting for it.)
     """
+    from pipelines.runtime.failures import EveryRankError
     from pipelines.runtime.host import RayHost
-    from pipelines.runtime.snapshots import EveryRankError
 
     try:
         _train(settings, RayHost(settings["checkpoints"]))
@@ -241,21 +241,25 @@ def _in_this_process(settings: dict[str, Any]) -> None:
 
 def _train(settings: dict[str, Any], host: Host) -> None:
     """Set up the stage, run the loop, keep the result."""
+    from pipelines.runtime.feeds import BATCHES, Feed
+
+    values: dict[str, Any] = dict(settings["spec"])
+    values["inputs"] = Inputs(**values["inputs"])
+    spec = RunSpec(**values)
+    batches = BATCHES[spec.stage](spec, host.rank, host.world)
+    feed = Feed(batches, settings, host.next_step())
+
     import torch
 
     from pipelines.runtime.journal import JournalWriter
     from pipelines.runtime.loop import train
-    from pipelines.runtime.restoring import draw_restoration
     from pipelines.runtime.setups import SETUPS, export, parts_table
 
     torch.set_num_threads(settings["threads"])
     torch.set_flush_denormal(
         True
     )  # arithmetic on denormal numbers is a hundred times slower on a CPU
-    values: dict[str, Any] = dict(settings["spec"])
-    values["inputs"] = Inputs(**values["inputs"])
-    spec = RunSpec(**values)
-    training, describe = SETUPS[spec.stage](spec, settings, host.rank, host.world)
+    training, describe = SETUPS[spec.stage](spec, settings, batches, feed)
     if host.rank == 0:
         training.journal = JournalWriter(settings["journal"])
         training.key = settings["key"]
@@ -274,6 +278,8 @@ def _train(settings: dict[str, Any], host: Host) -> None:
         result = export(training.stage, spec, settings["target"], describe)
         result |= {"history": history, "seconds": round(seconds, 2)}
         if settings["untrained"]:
+            from pipelines.runtime.restoring import draw_restoration  # imports matplotlib
+
             draw_restoration(training.stage, spec, settings["target"])
         storage.write_json(storage.join(settings["target"], "result.json"), result)
 

@@ -41,6 +41,10 @@ class Host(Protocol):
         """Context manager: a local folder with the latest checkpoint, or None."""
         ...
 
+    def next_step(self) -> int | None:
+        """The step that follows the latest checkpoint, by its name; None where it is not known yet."""
+        ...
+
     def save(self, folder: Path | None, name: str, metrics: dict[str, float], wait: bool) -> None:
         """Take a checkpoint (rank 0's folder, None on the others) and forget the folder.
 
@@ -80,6 +84,15 @@ class RayHost:
             return
         with checkpoint.as_directory() as folder:
             yield Path(folder)
+
+    def next_step(self) -> int | None:
+        """From the name that `save` was given."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        name = checkpoint.path.rstrip("/").rpartition("/")[2]
+        kind, _, step = name.partition("_")
+        return int(step) if kind == "step" and step.isdecimal() else None
 
     def save(self, folder: Path | None, name: str, metrics: dict[str, float], wait: bool) -> None:
         """Report to Ray Train, which uploads in a thread unless asked to wait."""
@@ -155,6 +168,10 @@ class LocalHost:
         """The newest complete folder."""
         found = sorted(self.folder.glob("step_*"))
         yield found[-1] if found else None
+
+    def next_step(self) -> int | None:
+        """Not looked for: nothing is begun ahead without a cluster."""
+        return None
 
     def save(self, folder: Path | None, name: str, metrics: dict[str, float], wait: bool) -> None:
         """Move the folder under its name and drop the oldest."""

@@ -293,10 +293,10 @@ def mendable(error: BaseException | None) -> BaseException | None:
     from dri_iqa.bundle import BundleError
     from dri_iqa.data.records import DataError
     from pipelines.runtime.cluster import ClusterError
+    from pipelines.runtime.failures import TrainingError
     from pipelines.runtime.mlflow_server import TrackingError
     from pipelines.runtime.preflight import PreflightError
     from pipelines.runtime.promotion import RegistryError
-    from pipelines.runtime.snapshots import TrainingError
 
     ours = (
         ConfigError,

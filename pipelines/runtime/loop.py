@@ -28,10 +28,11 @@ from dri_iqa.stages.base import Stage
 from dri_iqa.stages.selection import BestWeights
 from pipelines.runtime import snapshots
 from pipelines.runtime.clock import Clock
+from pipelines.runtime.failures import EveryRankError
 from pipelines.runtime.host import Host
 from pipelines.runtime.journal import JournalWriter
 from pipelines.runtime.rates import learning_rate, set_rates
-from pipelines.runtime.snapshots import EveryRankError, Progress
+from pipelines.runtime.snapshots import Progress
 from pipelines.runtime.step import Metrics, Optimisation
 
 PROGRESS_S = 1.0

@@ -105,7 +105,7 @@ def _weights(config: JobConfig) -> dict[str, str]:
     found = {"model.backbone.weights": config.model.backbone.weights}
     perceptual = config.stage2.perceptual.weights
     if perceptual not in DRAWN and config.job != "yardstick":
-        from dri_iqa.models.plan import stage2_plan  # imports torch
+        from dri_iqa.plan import stage2_plan
 
         if stage2_plan(config.stage2, has_references=True).perceptual:
             found["stage2.perceptual.weights"] = perceptual

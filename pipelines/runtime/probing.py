@@ -10,14 +10,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dri_iqa import storage
-from dri_iqa.config import MOST_HELD_OUT, Stage1Config, from_dict
+from dri_iqa.config import Stage1Config, from_dict
 from dri_iqa.data.batches import Source
-from dri_iqa.data.order import IdSet, Permutation
-from dri_iqa.data.schedule import choose
 from dri_iqa.evaluation.probe import (
     Views,
     fit_degradation_probe,
@@ -27,57 +24,11 @@ from dri_iqa.evaluation.probe import (
 )
 from dri_iqa.images import decode, resize_short_side
 from dri_iqa.probe import DegradationProbe
-from dri_iqa.seeds import Purpose
 from dri_iqa.stages import PretrainStage, TrainStage
 from dri_iqa.stages.base import Stage
+from pipelines.runtime.feeds import Parts, clean_parts
 from pipelines.runtime.fit import RunSpec
 from pipelines.runtime.tracking import PICTURES
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The clean images of a run."""
-
-    train: IdSet
-    """What stage 1 may see: places in the manifest's order, which every process turns into ids for itself."""
-    fit: tuple[int, ...]
-    """Ids that probes are fitted on."""
-    test: tuple[int, ...]
-    """Ids of other photographs that probes are tested on; never in `train` where some are held
-    out."""
-
-
-def clean_parts(source: Source, stage1: Stage1Config, seed: int) -> Parts:
-    """Divide the clean images by photograph: sub-images of one never lie on both sides.
-
-    Nothing is listed: photographs are drawn by their images (so one of many sub-images is drawn before others), and
-    what stage 1 may see is the rest.
-    """
-    reader = source.open()
-    counts = reader.manifest.counts
-    everything = counts["images"]
-
-    def some(photographs: int) -> IdSet:
-        order = Permutation(everything, seed, Purpose.HELD_OUT)
-        drawn = (int(order(np.array([turn]))[0]) for turn in range(everything))
-        found: set[int] = set()
-        for _ in range(min(photographs, MOST_HELD_OUT)):
-            found.update(reader.neighbours(next(place for place in drawn if place not in found)))
-        return IdSet.of(found)
-
-    def ids(places: IdSet, count: int) -> tuple[int, ...]:
-        chosen = choose(places, count, seed)
-        return tuple(reader.ids_at(chosen.take(np.arange(len(chosen)))))
-
-    held = some(round(stage1.held_out * counts["groups"]))
-    # without held-out photographs a third of all tests the probes, though not the extractor
-    test = held or some(counts["groups"] // 3)
-    third = stage1.probe.images // 3
-    return Parts(
-        train=choose(IdSet.rest(everything, held), stage1.n_clean, seed),
-        fit=ids(IdSet.rest(everything, test), stage1.probe.images - third),
-        test=ids(test, third),
-    )
 
 
 @dataclass(kw_only=True)

@@ -22,12 +22,10 @@ from dri_iqa.images import decode, middle
 from dri_iqa.seeds import Purpose, generator
 from dri_iqa.stages import TrainStage
 from dri_iqa.stages.base import Stage, to_float
+from pipelines.runtime.feeds import clean_parts
 from pipelines.runtime.fit import RunSpec
-from pipelines.runtime.probing import clean_parts
-from pipelines.runtime.tracking import PICTURES
+from pipelines.runtime.tracking import PICTURES, RESTORATION
 
-RESTORATION = "restoration.png"
-"""File name in the folder of a run's pictures."""
 SHOWN = 5
 SIDE = 256
 """Side in pixels of the middle of an image that is restored: to look at, a whole large one costs too much."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,35 +10,30 @@ import torch
 from dri_iqa import storage
 from dri_iqa.bundle import ScoreScale, save_bundle
 from dri_iqa.config import (
-    ConfigError,
     ModelConfig,
-    OptimConfig,
     Stage1Config,
     Stage2Config,
     from_dict,
     to_dict,
 )
 from dri_iqa.data.batches import Source, Stage1Batches, Stage2Batches
-from dri_iqa.data.samples import Streams, score_range, shuffled_scores
-from dri_iqa.data.schedule import Schedule, choose
-from dri_iqa.data.splits import Split
 from dri_iqa.extractor import ExtractorConfig, load_extractor, save_extractor
 from dri_iqa.models.table import model_table
-from dri_iqa.seeds import Purpose
-from dri_iqa.stages import PretrainStage, TrainStage, stage2_streams
+from dri_iqa.stages import PretrainStage, TrainStage
 from dri_iqa.stages.base import Stage
-from pipelines.runtime.fit import Inputs, Result, RunSpec
+from pipelines.runtime.feeds import Feed, clean_parts, load_split
+from pipelines.runtime.fit import Result, RunSpec
 from pipelines.runtime.loop import Training
-from pipelines.runtime.probing import Probe, clean_parts, degradation_probe, image_names
-from pipelines.runtime.streams import stream
+from pipelines.runtime.probing import Probe, degradation_probe, image_names
 from pipelines.runtime.validation import selection, validation
 
 Describe = dict[str, Any]
-Setup = Callable[[RunSpec, dict[str, Any], int, int], tuple[Training, Describe]]
+Batches = Stage1Batches | Stage2Batches
+Setup = Callable[[RunSpec, dict[str, Any], Batches, Feed], tuple[Training, Describe]]
 
 
 def setup_pretrain(
-    spec: RunSpec, settings: dict[str, Any], rank: int, world: int
+    spec: RunSpec, settings: dict[str, Any], batches: Batches, feed: Feed
 ) -> tuple[Training, Describe]:
     """Stage 1: clean images, four crops each, the contrastive stage."""
     seed = spec.config["seed"]
@@ -47,12 +41,11 @@ def setup_pretrain(
     stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
     source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
     parts = clean_parts(source, stage1, seed)
-    batches = pretrain_batches(spec, rank, world)
-    check_batch(stage1.optim, batches.schedule.batch_size, world, "stage1")
+    assert isinstance(batches, Stage1Batches)
     stage = PretrainStage(model, stage1, seed=seed, global_batch=batches.schedule.batch_size)
     training = Training(
         stage=stage,
-        stream=partial(stream, batches, settings=settings),
+        stream=feed,
         steps_per_epoch=batches.schedule.steps_per_epoch,
         optim=stage1.optim,
         seed=seed,
@@ -71,7 +64,7 @@ def setup_pretrain(
 
 
 def setup_train(
-    spec: RunSpec, settings: dict[str, Any], rank: int, world: int
+    spec: RunSpec, settings: dict[str, Any], batches: Batches, feed: Feed
 ) -> tuple[Training, Describe]:
     """Stage 2: scored images (and clean ones where the variant reads them), the joint stage."""
     seed, inputs = spec.config["seed"], spec.inputs
@@ -79,42 +72,10 @@ def setup_train(
     stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
     stage2 = from_dict(Stage2Config, spec.config["stage2"], "stage2")
     scored = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
+    assert isinstance(batches, Stage2Batches)
     manifest = scored.open().manifest
-    split = _load_split(inputs)
-    table = manifest.table()
-    low, high = score_range(table, split.train)
+    split = load_split(inputs)
     has_references = manifest.counts["references"] > 0
-    wanted = stage2_streams(stage2, has_references)
-    train_ids = choose(split.train, stage2.max_images, seed)
-    steps = _steps_per_epoch(len(train_ids), stage2.optim.batch_size)
-    auxiliary = None
-    if wanted.aux:
-        auxiliary = _auxiliary(
-            spec, model, stage1, stage2, steps * stage2.optim.epochs, rank, world
-        )
-    batches = Stage2Batches(
-        scored=scored,
-        schedule=Schedule(
-            ids=train_ids,
-            batch_size=stage2.optim.batch_size,
-            epochs=stage2.optim.epochs,
-            run_seed=seed,
-            remainder="wrap",  # every rank brings the same number of keys to the queues at every step
-        ),
-        streams=Streams(reference=wanted.reference, views=wanted.views),
-        crop=model.crop,
-        run_seed=seed,
-        score_lo=low,
-        score_hi=high,
-        higher_is_better=manifest.higher_is_better,
-        train_ids=train_ids,
-        scores=_control_scores(inputs, table, split, seed),
-        auxiliary=auxiliary,
-        rank=rank,
-        world=world,
-        quarter_turns=stage2.augment == "dihedral",
-    )
-    check_batch(stage2.optim, batches.schedule.batch_size, world, "stage2")
     stage = TrainStage(
         model,
         stage1,
@@ -126,7 +87,7 @@ def setup_train(
     )
     training = Training(
         stage=stage,
-        stream=partial(stream, batches, settings=settings),
+        stream=feed,
         steps_per_epoch=batches.schedule.steps_per_epoch,
         optim=stage2.optim,
         seed=seed,
@@ -137,8 +98,8 @@ def setup_train(
         image_names=image_names(scored),
     )
     scale = ScoreScale(
-        lo=low,
-        hi=high,
+        lo=batches.score_lo,
+        hi=batches.score_hi,
         higher_is_better=manifest.higher_is_better,
         name=f"{'pseudo score' if manifest.score_kind == 'pseudo' else 'MOS'} ({manifest.name})",
         kind="pseudo" if manifest.score_kind == "pseudo" else "human",
@@ -206,22 +167,6 @@ def parts_table(spec: RunSpec, describe: Describe) -> list[list[str]]:
     return [[row.part, row.state, f"{row.parameters:,}", f"{row.macs:,}"] for row in rows]
 
 
-def check_batch(optim: OptimConfig, batch: int, world: int, stage: str) -> None:
-    """Whether a step's images can be dealt evenly to workers and micro-batches.
-
-    Raises:
-        ConfigError: naming the numbers that clash. Ranks with unequal rows would weigh images
-            unequally, and could not exchange their keys.
-    """
-    parts = world * optim.accumulate
-    if batch % parts:
-        raise ConfigError(
-            f"a batch of {batch} images ({stage}.optim.batch_size={optim.batch_size}) cannot be dealt "
-            f"evenly to {world} worker(s) x {optim.accumulate} micro-batch(es)\n"
-            f"use a batch that is a multiple of {parts}, or fewer workers"
-        )
-
-
 def _identity(spec: RunSpec) -> dict[str, Any]:
     """What a checkpoint must agree on to be resumed: settings and data, not places or workers."""
     inputs = spec.inputs
@@ -230,91 +175,6 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
         data |= {"scored_manifest": inputs.scored_digest, "split": inputs.split_digest}
         data["extractor"] = spec.pretrained["sha256"] if spec.pretrained else None
     return {**spec.config, "data": data}
-
-
-def pretrain_batches(spec: RunSpec, rank: int, world: int) -> Stage1Batches:
-    """Stage 1's batches as a function of the step, for one rank."""
-    seed = spec.config["seed"]
-    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
-    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
-    ids = clean_parts(source, stage1, seed).train
-    schedule = Schedule(
-        ids=ids,
-        batch_size=min(stage1.optim.batch_size, len(ids)),
-        epochs=stage1.optim.epochs,
-        run_seed=seed,
-        remainder="drop",  # the queues want the same number of keys at every step
-    )
-    return Stage1Batches(
-        clean=source,
-        schedule=schedule,
-        degrade=stage1.degrade,
-        crop=spec.config["model"]["crop"],
-        run_seed=seed,
-        rank=rank,
-        world=world,
-        share_recipes=stage1.moco.deg_positive == "cross_content",
-    )
-
-
-def _auxiliary(
-    spec: RunSpec,
-    model: ModelConfig,
-    stage1: Stage1Config,
-    stage2: Stage2Config,
-    total_steps: int,
-    rank: int,
-    world: int,
-) -> Stage1Batches:
-    """The clean stream of stage 2: as many steps as stage 2 has, in epochs of its own."""
-    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
-    seed = spec.config["seed"]
-    ids = clean_parts(source, stage1, seed).train
-    batch = min(stage2.aux_batch, len(ids))
-    per_epoch = len(ids) // batch
-    schedule = Schedule(
-        ids=ids,
-        batch_size=batch,
-        epochs=-(-total_steps // per_epoch),
-        run_seed=seed,
-        purpose=Purpose.AUXILIARY,
-        remainder="drop",
-    )
-    return Stage1Batches(
-        clean=source,
-        schedule=schedule,
-        degrade=stage1.degrade,
-        crop=model.crop,
-        run_seed=seed,
-        rank=rank,
-        world=world,
-        with_clean=True,
-        share_recipes=stage1.moco.deg_positive == "cross_content",
-    )
-
-
-def _steps_per_epoch(images: int, batch: int) -> int:
-    return -(-images // batch)
-
-
-def _load_split(inputs: Inputs) -> Split:
-    from dri_iqa.data.records import DataError
-    from dri_iqa.data.splits import load_splits
-
-    split = load_splits(inputs.split_uri)[0]
-    if split.digest != inputs.split_digest:
-        raise DataError(
-            f"{inputs.split_uri} holds the split {split.digest[:12]}, expected {inputs.split_digest[:12]}\n"
-            "The data were split again since; start a new run."
-        )
-    return split
-
-
-def _control_scores(inputs: Inputs, table: Any, split: Split, seed: int) -> dict[int, float] | None:
-    if not inputs.shuffle_scores:
-        return None
-    # Validation scores choose among trials, so the control must not see the true ones there either.
-    return shuffled_scores(table, split.train, seed) | shuffled_scores(table, split.val, seed + 1)
 
 
 def _pretrained(spec: RunSpec) -> dict[str, torch.Tensor] | None:

@@ -14,17 +14,10 @@ from typing import Any
 
 import torch
 
+from pipelines.runtime.failures import TrainingError
 from pipelines.runtime.step import Optimisation
 
 STATE, DIGEST = "state.pt", "state.json"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
-
-
-class EveryRankError(TrainingError):
-    """Likewise, and every rank has found so at the same step."""
 
 
 @dataclass

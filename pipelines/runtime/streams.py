@@ -105,7 +105,9 @@ def ray_stream(
         resources["resources"] = {"degrade": degrade_resource}
 
     segment = STEPS_PER_TASK * TASKS_PER_DATASET
-    for begin in range(start, stop, segment):
+
+    def opened(begin: int) -> Any:
+        """The steps from `begin` on as a stream whose executor is on its way."""
         tasks = _tasks(begin, min(begin + segment, stop))
         # Items in memory, not `ray.data.range`: its read tasks want a whole CPU each, beside ours.
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
@@ -120,8 +122,10 @@ def ray_stream(
         # One "split": the executor then runs in a process of its own. In this one it would fight the training
         # thread for the interpreter lock; steps of small models were several times slower.
         (mine,) = dataset.streaming_split(1, equal=False)
-        batches: Any = mine.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy")
-        for row in batches:
+        return mine
+
+    def batches(mine: Any) -> Iterator[Batch]:
+        for row in mine.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy"):
             rows = int(row.pop(_ROWS)[0])
             storage.add_retries(int(row.pop(RETRIES)[0]))
             yield {
@@ -129,6 +133,12 @@ def ray_stream(
                 for name, array in row.items()
             }
         report(mine.stats())
+
+    if start >= stop:
+        return iter(())
+    # The first one here and now, not when the first batch is asked for.
+    rest = (opened(begin) for begin in range(start + segment, stop, segment))
+    return itertools.chain.from_iterable(map(batches, itertools.chain([opened(start)], rest)))
 
 
 def _tasks(start: int, stop: int) -> list[dict[str, int]]:

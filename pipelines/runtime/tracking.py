@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 PICTURES = "probe"
 """Folder of the pictures that a training run draws, below its target and in MLflow."""
+RESTORATION = "restoration.png"
+"""File name in that folder: what stage 2 restores."""
 AGAIN = "the same command again goes on where this stopped"
 
 

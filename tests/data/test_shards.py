@@ -22,7 +22,7 @@ from dri_iqa.data.schedule import Schedule
 from dri_iqa.data.shards import plan_shards, write_shard
 from dri_iqa.data.summary import contact_sheet, summary
 from dri_iqa.images import decode
-from pipelines.runtime.probing import clean_parts
+from pipelines.runtime.feeds import clean_parts
 from tests.data.toys import encoded, ingest, picture, scored
 
 

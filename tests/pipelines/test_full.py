@@ -22,7 +22,8 @@ from dri_iqa.data.batches import Source
 from dri_iqa.data.manifest import Manifest, ShardReader
 from dri_iqa.data.splits import PARTS, load_splits
 from dri_iqa.evaluation.probe import half_features
-from pipelines.runtime.probing import clean_parts, clean_views
+from pipelines.runtime.feeds import clean_parts
+from pipelines.runtime.probing import clean_views
 from tests.browser import Browser
 from tests.pipelines import jobs
 

@@ -18,9 +18,9 @@ import torch
 from dri_iqa.config import ConfigError, OptimConfig
 from dri_iqa.stages.average import WeightAverage
 from pipelines.runtime import snapshots
+from pipelines.runtime.failures import TrainingError
 from pipelines.runtime.host import LocalHost
 from pipelines.runtime.loop import Training, train
-from pipelines.runtime.snapshots import TrainingError
 from pipelines.runtime.step import Optimisation
 from tests.pipelines import loop_worker as worker
 

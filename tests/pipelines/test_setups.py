@@ -14,8 +14,7 @@ from dri_iqa.config import MOST_HELD_OUT, ConfigError, OptimConfig, ProbeConfig,
 from dri_iqa.data.batches import Source
 from dri_iqa.models.checks import check_model, check_restoration
 from pipelines.runtime.config import compose
-from pipelines.runtime.probing import clean_parts
-from pipelines.runtime.setups import check_batch
+from pipelines.runtime.feeds import check_batch, clean_parts
 
 
 @pytest.mark.parametrize(

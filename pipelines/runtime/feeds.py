@@ -1,0 +1,273 @@
+"""What a run reads, as a function of the step: its batches, and the processes that make them.
+
+Free of torch, and begun before a worker imports it: the processes of a stream take seconds to start, and so do a
+worker's own imports and its models. Side by side, a training starts sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from dri_iqa.config import (
+    MOST_HELD_OUT,
+    ConfigError,
+    ModelConfig,
+    OptimConfig,
+    Stage1Config,
+    Stage2Config,
+    from_dict,
+)
+from dri_iqa.data.batches import Source, Stage1Batches, Stage2Batches
+from dri_iqa.data.order import IdSet, Permutation
+from dri_iqa.data.records import DataError
+from dri_iqa.data.samples import Streams, score_range, shuffled_scores
+from dri_iqa.data.schedule import Schedule, choose
+from dri_iqa.data.splits import Split, load_splits
+from dri_iqa.plan import stage2_streams
+from dri_iqa.seeds import Purpose
+from pipelines.runtime.fit import Inputs, RunSpec
+from pipelines.runtime.streams import Batch, stream
+
+
+class Feed:
+    """The batches of a rank for the steps from `start` on; on a cluster their processes start with this object.
+
+    Args:
+        batches: step -> batch.
+        settings: see `streams.stream`.
+        start: first step that is expected to be asked for; None begins nothing ahead.
+    """
+
+    def __init__(
+        self,
+        batches: Stage1Batches | Stage2Batches,
+        settings: dict[str, Any],
+        start: int | None = None,
+    ) -> None:
+        self._batches, self._settings = batches, settings
+        self._begun: tuple[int, Iterator[Batch], Future[Batch]] | None = None
+        stop = batches.schedule.steps_per_epoch * batches.schedule.epochs
+        if start is None or start >= stop or not ray.is_initialized():
+            return
+        batches_ahead = stream(batches, start, stop, settings)
+        first = ThreadPoolExecutor(1).submit(next, batches_ahead)
+        self._begun = (start, batches_ahead, first)
+
+    def __call__(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches for the steps start..stop-1; what was begun is given once, and only for the step it began at."""
+        begun, self._begun = self._begun, None
+        if begun is None or begun[0] != start:
+            yield from stream(self._batches, start, stop, self._settings)
+            return
+        _, rest, first = begun
+        yield first.result()
+        yield from rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The clean images of a run."""
+
+    train: IdSet
+    """What stage 1 may see: places in the manifest's order, which every process turns into ids for itself."""
+    fit: tuple[int, ...]
+    """Ids that probes are fitted on."""
+    test: tuple[int, ...]
+    """Ids of other photographs that probes are tested on; never in `train` where some are held
+    out."""
+
+
+def clean_parts(source: Source, stage1: Stage1Config, seed: int) -> Parts:
+    """Divide the clean images by photograph: sub-images of one never lie on both sides.
+
+    Nothing is listed: photographs are drawn by their images (so one of many sub-images is drawn before others), and
+    what stage 1 may see is the rest.
+    """
+    reader = source.open()
+    counts = reader.manifest.counts
+    everything = counts["images"]
+
+    def some(photographs: int) -> IdSet:
+        order = Permutation(everything, seed, Purpose.HELD_OUT)
+        drawn = (int(order(np.array([turn]))[0]) for turn in range(everything))
+        found: set[int] = set()
+        for _ in range(min(photographs, MOST_HELD_OUT)):
+            found.update(reader.neighbours(next(place for place in drawn if place not in found)))
+        return IdSet.of(found)
+
+    def ids(places: IdSet, count: int) -> tuple[int, ...]:
+        chosen = choose(places, count, seed)
+        return tuple(reader.ids_at(chosen.take(np.arange(len(chosen)))))
+
+    held = some(round(stage1.held_out * counts["groups"]))
+    # without held-out photographs a third of all tests the probes, though not the extractor
+    test = held or some(counts["groups"] // 3)
+    third = stage1.probe.images // 3
+    return Parts(
+        train=choose(IdSet.rest(everything, held), stage1.n_clean, seed),
+        fit=ids(IdSet.rest(everything, test), stage1.probe.images - third),
+        test=ids(test, third),
+    )
+
+
+def pretrain_batches(spec: RunSpec, rank: int, world: int) -> Stage1Batches:
+    """Stage 1's batches as a function of the step, for one rank."""
+    seed = spec.config["seed"]
+    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
+    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+    ids = clean_parts(source, stage1, seed).train
+    schedule = Schedule(
+        ids=ids,
+        batch_size=min(stage1.optim.batch_size, len(ids)),
+        epochs=stage1.optim.epochs,
+        run_seed=seed,
+        remainder="drop",  # the queues want the same number of keys at every step
+    )
+    check_batch(stage1.optim, schedule.batch_size, world, "stage1")
+    return Stage1Batches(
+        clean=source,
+        schedule=schedule,
+        degrade=stage1.degrade,
+        crop=spec.config["model"]["crop"],
+        run_seed=seed,
+        rank=rank,
+        world=world,
+        share_recipes=stage1.moco.deg_positive == "cross_content",
+    )
+
+
+def train_batches(spec: RunSpec, rank: int, world: int) -> Stage2Batches:
+    """Stage 2's batches as a function of the step, for one rank: scored images, and clean ones where the variant reads
+    them.
+    """
+    seed, inputs = spec.config["seed"], spec.inputs
+    model = from_dict(ModelConfig, spec.config["model"], "model")
+    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
+    stage2 = from_dict(Stage2Config, spec.config["stage2"], "stage2")
+    scored = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
+    manifest = scored.open().manifest
+    split = load_split(inputs)
+    table = manifest.table()
+    low, high = score_range(table, split.train)
+    wanted = stage2_streams(stage2, manifest.counts["references"] > 0)
+    train_ids = choose(split.train, stage2.max_images, seed)
+    steps = _steps_per_epoch(len(train_ids), stage2.optim.batch_size)
+    auxiliary = None
+    if wanted.aux:
+        auxiliary = _auxiliary(
+            spec, model, stage1, stage2, steps * stage2.optim.epochs, rank, world
+        )
+    batches = Stage2Batches(
+        scored=scored,
+        schedule=Schedule(
+            ids=train_ids,
+            batch_size=stage2.optim.batch_size,
+            epochs=stage2.optim.epochs,
+            run_seed=seed,
+            remainder="wrap",  # every rank brings the same number of keys to the queues at every step
+        ),
+        streams=Streams(reference=wanted.reference, views=wanted.views),
+        crop=model.crop,
+        run_seed=seed,
+        score_lo=low,
+        score_hi=high,
+        higher_is_better=manifest.higher_is_better,
+        train_ids=train_ids,
+        scores=_control_scores(inputs, table, split, seed),
+        auxiliary=auxiliary,
+        rank=rank,
+        world=world,
+        quarter_turns=stage2.augment == "dihedral",
+    )
+    check_batch(stage2.optim, batches.schedule.batch_size, world, "stage2")
+    return batches
+
+
+BATCHES: dict[str, Callable[[RunSpec, int, int], Stage1Batches | Stage2Batches]] = {
+    "pretrain": pretrain_batches,
+    "train": train_batches,
+}
+
+
+def check_batch(optim: OptimConfig, batch: int, world: int, stage: str) -> None:
+    """Whether a step's images can be dealt evenly to workers and micro-batches.
+
+    Raises:
+        ConfigError: naming the numbers that clash. Ranks with unequal rows would weigh images
+            unequally, and could not exchange their keys.
+    """
+    parts = world * optim.accumulate
+    if batch % parts:
+        raise ConfigError(
+            f"a batch of {batch} images ({stage}.optim.batch_size={optim.batch_size}) cannot be dealt "
+            f"evenly to {world} worker(s) x {optim.accumulate} micro-batch(es)\n"
+            f"use a batch that is a multiple of {parts}, or fewer workers"
+        )
+
+
+def _auxiliary(
+    spec: RunSpec,
+    model: ModelConfig,
+    stage1: Stage1Config,
+    stage2: Stage2Config,
+    total_steps: int,
+    rank: int,
+    world: int,
+) -> Stage1Batches:
+    """The clean stream of stage 2: as many steps as stage 2 has, in epochs of its own."""
+    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+    seed = spec.config["seed"]
+    ids = clean_parts(source, stage1, seed).train
+    batch = min(stage2.aux_batch, len(ids))
+    per_epoch = len(ids) // batch
+    schedule = Schedule(
+        ids=ids,
+        batch_size=batch,
+        epochs=-(-total_steps // per_epoch),
+        run_seed=seed,
+        purpose=Purpose.AUXILIARY,
+        remainder="drop",
+    )
+    return Stage1Batches(
+        clean=source,
+        schedule=schedule,
+        degrade=stage1.degrade,
+        crop=model.crop,
+        run_seed=seed,
+        rank=rank,
+        world=world,
+        with_clean=True,
+        share_recipes=stage1.moco.deg_positive == "cross_content",
+    )
+
+
+def _steps_per_epoch(images: int, batch: int) -> int:
+    return -(-images // batch)
+
+
+def load_split(inputs: Inputs) -> Split:
+    """The run's division of the scored images.
+
+    Raises:
+        DataError: the file holds another one.
+    """
+    split = load_splits(inputs.split_uri)[0]
+    if split.digest != inputs.split_digest:
+        raise DataError(
+            f"{inputs.split_uri} holds the split {split.digest[:12]}, expected {inputs.split_digest[:12]}\n"
+            "The data were split again since; start a new run."
+        )
+    return split
+
+
+def _control_scores(inputs: Inputs, table: Any, split: Split, seed: int) -> dict[int, float] | None:
+    if not inputs.shuffle_scores:
+        return None
+    # Validation scores choose among trials, so the control must not see the true ones there either.
+    return shuffled_scores(table, split.train, seed) | shuffled_scores(table, split.val, seed + 1)
