@@ -69,11 +69,17 @@ def test_every_constraint_is_a_name_and_a_version() -> None:
     assert len(names) == len(set(names))
 
 
-def test_data_processes_do_without_torch() -> None:
-    """They start often and several at a time; torch would cost each of them seconds and hundreds of megabytes."""
-    code = (
-        "import sys, pipelines.runtime.streams, dri_iqa.data.batches; print('torch' in sys.modules)"
-    )
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        # They start often and several at a time; torch would cost each of them seconds and hundreds of megabytes.
+        ("pipelines.runtime.streams, dri_iqa.data.batches", "torch"),
+        # What a worker needs to begin its batches; layers and their compilers come after that.
+        ("pipelines.runtime.host, pipelines.runtime.failures, pipelines.runtime.feeds", "timm"),
+    ],
+)
+def test_processes_import_no_more_than_they_need(modules: str, absent: str) -> None:
+    code = f"import sys, {modules}; print({absent!r} in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )

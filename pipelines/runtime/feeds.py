@@ -52,7 +52,7 @@ class Feed:
     ) -> None:
         self._batches, self._settings = batches, settings
         self._begun: tuple[int, Iterator[Batch], Future[Batch]] | None = None
-        stop = batches.schedule.steps_per_epoch * batches.schedule.epochs
+        stop = batches.schedule.total_steps
         if start is None or start >= stop or not ray.is_initialized():
             return
         batches_ahead = stream(batches, start, stop, settings)

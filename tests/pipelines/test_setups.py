@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,8 +14,9 @@ import pytest
 from dri_iqa.config import MOST_HELD_OUT, ConfigError, OptimConfig, ProbeConfig, Stage1Config
 from dri_iqa.data.batches import Source
 from dri_iqa.models.checks import check_model, check_restoration
+from pipelines.runtime import feeds
 from pipelines.runtime.config import compose
-from pipelines.runtime.feeds import check_batch, clean_parts
+from pipelines.runtime.feeds import Feed, check_batch, clean_parts
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,24 @@ def test_presets_keep_the_relations_between_sizes(preset: str) -> None:
     check_model(model)
     check_restoration(model)
     assert model.ram.width * 2 == model.dre.width
+
+
+def test_batches_that_were_begun_for_another_step_are_never_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[tuple[int, int]] = []
+
+    def stream(batches: Any, start: int, stop: int, settings: Any) -> Iterator[int]:
+        begun.append((start, stop))
+        return iter(range(start, stop))
+
+    monkeypatch.setattr(feeds, "stream", stream)
+    monkeypatch.setattr(feeds.ray, "is_initialized", lambda: True)
+    batches: Any = SimpleNamespace(schedule=SimpleNamespace(total_steps=8))
+    feed = Feed(batches, {}, 3)
+    assert begun == [(3, 8)], "it begins before anyone asks"
+    assert list(feed(3, 8)) == [3, 4, 5, 6, 7]
+    assert list(feed(3, 8)) == [3, 4, 5, 6, 7], "and a second time from the start"
+    assert list(Feed(batches, {}, 3)(0, 8)) == list(range(8))
+    Feed(batches, {}, 8), Feed(batches, {}, None)
+    assert begun == [(3, 8), (3, 8), (3, 8), (0, 8)], "nothing is begun where nothing is left"

@@ -26,12 +26,14 @@ from dri_iqa.data.schedule import Schedule
 from dri_iqa.data.shards import plan_shards, write_shard
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.config import ClusterConfig
+from pipelines.runtime.feeds import Feed
 from pipelines.runtime.loader import loader_stream
 from pipelines.runtime.streams import ray_stream
 
 pytestmark = pytest.mark.ray
 
 CROP, EPOCHS, IMAGES = 48, 3, 13
+SETTINGS = {"cpus_per_data_task": 0.2, "data_processes": 1, "degrade_resource": 0.0}
 
 
 def picture(number: int) -> bytes:
@@ -136,8 +138,8 @@ class _Reader:
     def read(self, pause: float = 0.0) -> None:
         stop = self._batches.schedule.total_steps
         with self._notes.open("a") as notes:
-            stream = ray_stream(self._batches, self._start, stop, cpus_per_process=0.2)
-            for step, batch in enumerate(stream, start=self._start):
+            feed = Feed(self._batches, SETTINGS, self._start)  # begins before it is asked
+            for step, batch in enumerate(feed(self._start, stop), start=self._start):
                 notes.write(json.dumps([step, list(views(self._batches, step, batch))]) + "\n")
                 notes.flush()
                 time.sleep(pause)
