@@ -36,7 +36,7 @@ def test_stage_1_of_a_trial_is_the_final_one_where_nothing_shortens_it() -> None
     trial = trial_config(job, {"stage2.lambda_perceptual": 0.02})
     assert trial.stage1 == job.stage1
     assert trial.stage2.max_images == job.search.max_images
-    assert (job.stage2.probe_images, trial.stage2.probe_images) == (48, 0), "trials explain nothing"
+    assert job.stage2.probe_images > trial.stage2.probe_images == 0, "trials explain nothing"
 
 
 def suggestions(first: list[dict[str, Any]], *, seed: int = 0) -> Suggestions:
