@@ -153,6 +153,9 @@ class PredictorConfig(StrictConfig):
     """Final activation of the per-token score."""
     maniqa_compat: bool = False
     """Reproduce MANIQA's transpose-reshape of the attention output (needed to load its official weights)."""
+    readout: Literal["none", "linear"] = "none"
+    """`linear` adds to the weighted head's score a linear function of the pooled maps of backbone and extractor, which
+    stage 2 fits in closed form before its first step. Not in the paper."""
     baseline: Literal["none", "maniqa"] = "none"
     """`maniqa`: plain TABs and no extractor, the yardstick of the ablation."""
 
@@ -287,6 +290,8 @@ class Stage2Config(StrictConfig):
     """Learning rate of the trainable extractor."""
     lr_predictor: float = 1e-4
     """Learning rate of fusion, guidance, Swin and head."""
+    lr_readout: float = 3e-5
+    """Learning rate of the linear readout (`predictor.readout=linear`), which starts where regression put it."""
     lr_ram: float = 2e-4
     """Learning rate of the restoration network."""
     freeze_backbone: bool = False

@@ -9,6 +9,7 @@ Shapes: B images, C channels (all tapped maps together), H x W pixels, S x S tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import timm
@@ -56,7 +57,8 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"backbone.blocks={config.blocks}, but {config.name} has blocks 0..{count - 1}"
             )
-        self.channels = sum(int(info[block]["num_chs"]) for block in self.blocks)
+        self.widths = [int(info[block]["num_chs"]) for block in self.blocks]
+        self.channels = sum(self.widths)
         with torch.no_grad():
             self.net.prune_intermediate_layers(self.blocks, prune_norm=True, prune_head=True)
         fold_norms(self.net)
@@ -66,13 +68,16 @@ class Backbone(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, C, S, S) features of RGB images in [0, 1] of the configured crop."""
-        return torch.cat(self.maps(image_BCHW), dim=1)
+        return self.on_grid(self.maps(image_BCHW))
 
     def maps(self, image_BCHW: Tensor) -> list[Tensor]:
-        """The tapped maps one by one, on the grid."""
+        """The tapped maps one by one, at their own resolutions."""
         x_BCHW = (image_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
-        maps = self.net.forward_intermediates(x_BCHW, indices=self.blocks, intermediates_only=True)
-        return [to_grid(map_BCHW, self.grid) for map_BCHW in maps]
+        return self.net.forward_intermediates(x_BCHW, indices=self.blocks, intermediates_only=True)
+
+    def on_grid(self, maps: Sequence[Tensor]) -> Tensor:
+        """These maps on the token grid, side by side: (B, C, S, S)."""
+        return torch.cat([to_grid(map_BCHW, self.grid) for map_BCHW in maps], dim=1)
 
     def set_checkpointing(self) -> None:
         """Recompute the blocks' activations in the backward pass."""

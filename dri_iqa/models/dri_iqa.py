@@ -16,6 +16,7 @@ from dri_iqa.models.backbone import Backbone
 from dri_iqa.models.checks import check_model, token_grid
 from dri_iqa.models.dre import DREEncoder, lower, upper
 from dri_iqa.models.predictor import Predictor
+from dri_iqa.models.readout import PooledReadout
 from dri_iqa.models.weights import seeded
 
 EXTRACTOR, BACKBONE, PREDICTOR, RESTORATION, PERCEPTUAL = range(5)
@@ -54,6 +55,17 @@ class DRIIQA(nn.Module):
                 grid,
                 self.dre.widths if self.dre is not None else (),
             )
+        self.readout: PooledReadout | None = None
+        if config.predictor.readout == "linear":
+            halves = (
+                [self.dre.widths[level - 1] // 2 for level in self._levels()] if self.dre else []
+            )
+            self.readout = PooledReadout([*self.backbone.widths, *halves])
+            self.predictor.head.start_at_zero()  # the first scores are the readout's
+
+    def _levels(self) -> Sequence[int]:
+        """1-based layers of the extractor whose quality halves the score reads."""
+        return self.config.predictor.cfb_levels if self.dre is not None else ()
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Normalised scores, (B,), for RGB crops in [0, 1].
@@ -71,9 +83,20 @@ class DRIIQA(nn.Module):
 
     def score(self, image_BCHW: Tensor, features: Sequence[Tensor]) -> Tensor:
         """As `forward`, with the extractor's five maps at hand (none for the MANIQA baseline)."""
-        levels = self.config.predictor.cfb_levels if self.dre is not None else ()
-        quality = tuple(lower(features[level - 1]) for level in levels)
-        return self.predictor(self.backbone(image_BCHW), quality)
+        if self.readout is None:
+            return self.predictor(self.backbone(image_BCHW), self._quality(features))
+        maps, quality = self.read(image_BCHW, features)
+        score_B = self.predictor(self.backbone.on_grid(maps), quality)
+        return score_B + self.readout([*maps, *quality])
+
+    def read(
+        self, image_BCHW: Tensor, features: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What the readout pools: the backbone's maps and the quality halves of the extractor's."""
+        return self.backbone.maps(image_BCHW), self._quality(features)
+
+    def _quality(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tuple(lower(features[level - 1]) for level in self._levels())
 
     def predict(self, image_BCHW: Tensor) -> Tensor:
         """`forward` without gradient, dropout or changing statistics, in any mode."""

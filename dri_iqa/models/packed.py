@@ -11,6 +11,7 @@ Shapes: B images, C channels, H x W pixels, N tokens or positions, K heads, D ch
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dri_iqa.models.backbone import Backbone
+from dri_iqa.models.backbone import Backbone, to_grid
 from dri_iqa.models.dre import SLOPE, DREEncoder, ResidualLayer, lower
 from dri_iqa.models.dri_iqa import DRIIQA
 from dri_iqa.models.fusion import TransposedAttention
@@ -55,8 +56,9 @@ class PackedModel(nn.Module):
             if model.dre is not None
             else None
         )
-        self.backbone = _packed(model.backbone)
+        self.backbone = PackedBackbone(model.backbone)
         self.predictor = _packed(model.predictor)
+        self.readout = model.readout
         self.maps = model.maps
         self.eval()
 
@@ -64,7 +66,12 @@ class PackedModel(nn.Module):
         """Normalised scores, (B,), of RGB crops in [0, 1]; see `DRIIQA.forward`."""
         with torch.no_grad(), torch.autocast("cpu", _BF16):
             quality = () if self.extractor is None else self.extractor(image_BCHW)
-            return self.predictor(self.backbone(image_BCHW), quality)
+            maps = self.backbone.maps(image_BCHW)
+            score_B = self.predictor(self.backbone.on_grid(maps), quality)
+        if self.readout is None:
+            return score_B
+        with torch.no_grad():  # in fp32, as it was fitted
+            return score_B.float() + self.readout([*maps, *quality])
 
 
 def _packed(module: nn.Module) -> nn.Module:
@@ -208,7 +215,15 @@ class PackedBackbone(nn.Module):
         self.twin = cast(Backbone, _twin(backbone))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return torch.cat([map_BCHW.to(_BF16) for map_BCHW in self.twin.maps(image_BCHW)], dim=1)
+        return self.on_grid(self.maps(image_BCHW))
+
+    def maps(self, image_BCHW: Tensor) -> list[Tensor]:
+        """See `Backbone.maps`."""
+        return self.twin.maps(image_BCHW)
+
+    def on_grid(self, maps: Sequence[Tensor]) -> Tensor:
+        """See `Backbone.on_grid`; in bf16."""
+        return torch.cat([to_grid(map_BCHW, self.twin.grid).to(_BF16) for map_BCHW in maps], dim=1)
 
 
 class PackedExtractor(nn.Module):

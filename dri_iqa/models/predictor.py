@@ -85,6 +85,13 @@ class WeightedHead(nn.Module):
         self.weight = _branch(channels, dropout)
         self.rectify = score_act == "relu"
 
+    def start_at_zero(self) -> None:
+        """Every score is 0 until a step has changed that."""
+        last = self.score[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
     def forward(self, x_BNC: Tensor) -> Tensor:
         """(B,) scores."""
         score_BN = self.score(x_BNC).squeeze(-1).float()

@@ -17,6 +17,7 @@ from dri_iqa.models.dre import DREEncoder, ProjectionHeads, lower
 from dri_iqa.models.nafnet import NAFNet
 from dri_iqa.models.perceptual import PerceptualDistance
 from dri_iqa.models.predictor import Predictor
+from dri_iqa.models.readout import PooledReadout
 from dri_iqa.plan import stage2_plan
 
 
@@ -57,6 +58,9 @@ def model_table(
         predictor = Predictor(sizes, backbone.channels, grid, encoder.widths)
         levels = sizes.cfb_levels if sizes.baseline == "none" else ()
         quality = [lower(features[level - 1]) for level in levels]
+        maps = [*backbone.maps(image), *quality]
+        readout = PooledReadout([map_.shape[1] for map_ in maps])
+        linear = sizes.readout == "linear"
         restoration = NAFNet(config.ram, encoder.widths)
         rows = [
             _row(
@@ -90,6 +94,7 @@ def model_table(
                 lambda: backbone(image),
             ),
             _row("predictor", "trained", predictor, lambda: predictor(tokens, quality)),
+            *([_row("readout", "trained", readout, lambda: readout(maps))] if linear else []),
             _row(
                 "restoration",
                 "trained" if plan.restoration else "absent",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -23,6 +24,20 @@ class Stage(nn.Module):
     on the rank's whole batch, `forward` on each of its micro-batches (through the data-parallel
     wrapper), the optimiser, then `after_step`; or `after_skip` where the loss was not finite.
     """
+
+    def begin(
+        self, batches: Callable[[], Iterable[Batch]], add: Callable[[Tensor], object]
+    ) -> str | None:
+        """What is computed from data before the first step of a run, never after a restart.
+
+        Args:
+            batches: this rank's batches of the first epoch; not called where nothing is to be done.
+            add: sums a tensor in place over all ranks.
+
+        Returns:
+            A line for whoever watches the run, if there is something to say.
+        """
+        return None
 
     def prepare(self, batch: Batch) -> Batch:
         """What a step computes once for its whole batch and without gradient, as further rows.

@@ -11,7 +11,7 @@ Shapes: B labelled images and A auxiliary images of this rank, C channels, H x W
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -157,6 +157,28 @@ class TrainStage(Stage):
                 _freeze_statistics(part)
         return self
 
+    def begin(
+        self, batches: Callable[[], Iterable[Batch]], add: Callable[[Tensor], object]
+    ) -> str | None:
+        """Fits the readout (`predictor.readout=linear`) on the first epoch's crops as they are."""
+        readout = self.model.readout
+        if readout is None:
+            return None
+        images = 0
+
+        def rows() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal images
+            for batch in batches():
+                image_BCHW = to_float(batch["image_BCHW"])
+                features = self.model.dre(image_BCHW) if self.model.dre is not None else ()
+                maps, quality = self.model.read(image_BCHW, features)
+                images += len(image_BCHW)
+                yield readout.statistics([*maps, *quality]), batch["score_B"].float()
+
+        with evaluating(self), torch.no_grad():
+            penalty = readout.fit(rows(), add)
+        return f"the readout is fitted on {images} crops a rank (ridge, penalty {penalty:.3g})"
+
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Weighted sum of the active terms, and every term unweighted.
 
@@ -278,14 +300,15 @@ class TrainStage(Stage):
         return ("aux_keys_APD", *names)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups `backbone`, `dre` (extractor and heads), `predictor` and `ram`, as far as they
-        train.
+        """Groups `backbone`, `dre` (extractor and heads), `predictor`, `readout` and `ram`, as far as
+        they train.
         """
         config = self.config
         parts: list[tuple[str, list[nn.Module | None], float]] = [
             ("backbone", [self.model.backbone], config.lr_backbone),
             ("dre", [self.model.dre, self.heads], config.lr_dre),
             ("predictor", [self.model.predictor], config.lr_predictor),
+            ("readout", [self.model.readout], config.lr_readout),
             ("ram", [self.ram], config.lr_ram),
         ]
         groups: list[dict[str, Any]] = []

@@ -51,20 +51,21 @@ class Feed:
         start: int | None = None,
     ) -> None:
         self._batches, self._settings = batches, settings
-        self._begun: tuple[int, Iterator[Batch], Future[Batch]] | None = None
+        self._begun: tuple[tuple[int, int], Iterator[Batch], Future[Batch]] | None = None
         stop = batches.schedule.total_steps
         if start is None or start >= stop or not ray.is_initialized():
             return
         batches_ahead = stream(batches, start, stop, settings)
         first = ThreadPoolExecutor(1).submit(next, batches_ahead)
-        self._begun = (start, batches_ahead, first)
+        self._begun = ((start, stop), batches_ahead, first)
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches for the steps start..stop-1; what was begun is given once, and only for the step it began at."""
-        begun, self._begun = self._begun, None
-        if begun is None or begun[0] != start:
+        """Batches for the steps start..stop-1; what was begun is given once, for these steps alone."""
+        begun = self._begun
+        if begun is None or begun[0] != (start, stop):
             yield from stream(self._batches, start, stop, self._settings)
             return
+        self._begun = None
         _, rest, first = begun
         yield first.result()
         yield from rest

@@ -247,7 +247,10 @@ def _train(settings: dict[str, Any], host: Host) -> None:
     values["inputs"] = Inputs(**values["inputs"])
     spec = RunSpec(**values)
     batches = BATCHES[spec.stage](spec, host.rank, host.world)
-    feed = Feed(batches, settings, host.next_step())
+    start = host.next_step()
+    looks_first = spec.config["model"].get("predictor", {}).get("readout", "none") != "none"
+    # where the first epoch is looked at before it is trained on, two streams at once would want twice the CPUs
+    feed = Feed(batches, settings, None if looks_first and start == 0 else start)
 
     import torch
 

@@ -77,8 +77,10 @@ def train(training: Training, host: Host) -> list[Metrics]:
         TrainingError: too many steps with a non-finite loss, or a checkpoint that is damaged or of
             another run.
     """
-    work = _set_up(training, host)
     with host.latest() as folder:
+        if folder is None:
+            _begin(training, host)
+        work = _set_up(training, host)
         progress = Progress()
         if folder:
             progress = snapshots.read(folder, work, host.rank, training.identity)
@@ -119,6 +121,23 @@ def train(training: Training, host: Host) -> list[Metrics]:
             run=training.key, say=f"the weights of epoch {work.best.epoch} are kept ({kept})"
         )
     return progress.history
+
+
+def _begin(training: Training, host: Host) -> None:
+    """What the stage wants to know of its data before the first step."""
+    stage, layout = training.stage.to(host.device), training.optim.channels_last
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for arrays in training.stream(0, training.steps_per_epoch):
+            yield _to_device(arrays, host.device, layout)
+
+    def add(sums: Tensor) -> None:
+        if host.world > 1:
+            dist.all_reduce(sums)
+
+    line = stage.begin(batches, add)
+    if line and host.rank == 0:
+        training.journal.post(run=training.key, say=line)
 
 
 def _set_up(training: Training, host: Host) -> Optimisation:

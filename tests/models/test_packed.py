@@ -101,6 +101,7 @@ def test_extractor_gives_the_halves_that_are_read(norm: Any, levels: tuple[int, 
 MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"dre": DREConfig(width=8, norm="bn")},
     "maniqa": {"predictor": PredictorConfig(embed_dim=48, swin_mlp=48, baseline="maniqa")},
+    "readout": {"predictor": PredictorConfig(embed_dim=48, swin_mlp=48, readout="linear")},
     "convolutional": {
         "backbone": BackboneConfig(name="mobilenetv2_050", weights="none", blocks=(1, 2)),
         "predictor": PredictorConfig(embed_dim=48, swin_mlp=48, token=16),
@@ -110,7 +111,10 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> DRIIQA:
-    return build_model(tiny_model(**MODELS[request.param]), backbone_weights=False).eval()
+    model = build_model(tiny_model(**MODELS[request.param]), backbone_weights=False).eval()
+    if model.readout is not None:
+        torch.nn.init.normal_(model.readout.linear.weight, std=0.01)
+    return model
 
 
 def test_whole_network_is_as_exact_as_by_autocast(model: DRIIQA) -> None:

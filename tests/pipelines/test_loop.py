@@ -208,6 +208,34 @@ def test_a_notice_of_preemption_takes_a_checkpoint_at_once_and_the_run_goes_on_f
     assert go(start(tmp_path, optim=optim), tmp_path) == history  # finished: nothing is trained
 
 
+def test_what_a_stage_wants_to_know_first_is_asked_once_a_run(tmp_path) -> None:
+    optim = replace(worker.OPTIM, epochs=1, checkpoint_steps=5)
+    asked: list[int] = []
+
+    def started() -> Training:
+        training = start(tmp_path, optim=optim)
+        calls: list[tuple[int, int]] = []
+        inner = training.stream
+        training.stream = lambda first, stop: calls.append((first, stop)) or inner(first, stop)
+
+        def begin(batches, add) -> str:
+            asked.append(sum(len(batch["image_id_B"]) for batch in batches()))
+            assert calls == [(0, worker.PER_EPOCH)], "the first epoch, before the first step"
+            return "looked"
+
+        training.stage.begin = begin  # type: ignore[method-assign]
+        return training
+
+    first = started()
+    limited = first.stream
+    first.stream = lambda one, stop: limited(one, min(stop, 10) if asked else stop)
+    go(first, tmp_path)
+    assert first.journal.records[0]["say"] == "looked"  # type: ignore[attr-defined]
+    whole = len(asked)
+    go(started(), tmp_path)
+    assert (whole, len(asked)) == (1, 1), "a run that goes on does not look again"
+
+
 @pytest.mark.parametrize(
     ("identity", "words"),
     [
