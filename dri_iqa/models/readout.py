@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-PENALTIES = tuple(10.0**power for power in torch.arange(-1.0, 5.01, 0.5).tolist())
+PENALTIES = tuple(10.0 ** (power / 2) for power in range(-2, 11))
 """Ridge penalties that are tried, for standardised statistics and sums over images."""
 _FLOOR = 1e-3
 """Least deviation of a statistic over images: one that is as good as constant stays small."""

@@ -58,9 +58,11 @@ def model_table(
         predictor = Predictor(sizes, backbone.channels, grid, encoder.widths)
         levels = sizes.cfb_levels if sizes.baseline == "none" else ()
         quality = [lower(features[level - 1]) for level in levels]
-        maps = [*backbone.maps(image), *quality]
-        readout = PooledReadout([map_.shape[1] for map_ in maps])
-        linear = sizes.readout == "linear"
+        readout = []
+        if sizes.readout == "linear":
+            maps = [*backbone.maps(image), *quality]
+            linear = PooledReadout([map_BCHW.shape[1] for map_BCHW in maps])
+            readout.append(_row("readout", "trained", linear, lambda: linear(maps)))
         restoration = NAFNet(config.ram, encoder.widths)
         rows = [
             _row(
@@ -94,7 +96,7 @@ def model_table(
                 lambda: backbone(image),
             ),
             _row("predictor", "trained", predictor, lambda: predictor(tokens, quality)),
-            *([_row("readout", "trained", readout, lambda: readout(maps))] if linear else []),
+            *readout,
             _row(
                 "restoration",
                 "trained" if plan.restoration else "absent",

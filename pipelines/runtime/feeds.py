@@ -34,6 +34,8 @@ from dri_iqa.seeds import Purpose
 from pipelines.runtime.fit import Inputs, RunSpec
 from pipelines.runtime.streams import Batch, stream
 
+Batches = Stage1Batches | Stage2Batches
+
 
 class Feed:
     """The batches of a rank for the steps from `start` on; on a cluster their processes start with this object.
@@ -46,7 +48,7 @@ class Feed:
 
     def __init__(
         self,
-        batches: Stage1Batches | Stage2Batches,
+        batches: Batches,
         settings: dict[str, Any],
         start: int | None = None,
     ) -> None:
@@ -61,11 +63,13 @@ class Feed:
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches for the steps start..stop-1; what was begun is given once, for these steps alone."""
-        begun = self._begun
+        begun, self._begun = (
+            self._begun,
+            None,
+        )  # what nobody asked for ends here, and frees its processes
         if begun is None or begun[0] != (start, stop):
             yield from stream(self._batches, start, stop, self._settings)
             return
-        self._begun = None
         _, rest, first = begun
         yield first.result()
         yield from rest
@@ -190,7 +194,7 @@ def train_batches(spec: RunSpec, rank: int, world: int) -> Stage2Batches:
     return batches
 
 
-BATCHES: dict[str, Callable[[RunSpec, int, int], Stage1Batches | Stage2Batches]] = {
+BATCHES: dict[str, Callable[[RunSpec, int, int], Batches]] = {
     "pretrain": pretrain_batches,
     "train": train_batches,
 }

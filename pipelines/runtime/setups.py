@@ -21,14 +21,13 @@ from dri_iqa.extractor import ExtractorConfig, load_extractor, save_extractor
 from dri_iqa.models.table import model_table
 from dri_iqa.stages import PretrainStage, TrainStage
 from dri_iqa.stages.base import Stage
-from pipelines.runtime.feeds import Feed, clean_parts, load_split
+from pipelines.runtime.feeds import Batches, Feed, clean_parts, load_split
 from pipelines.runtime.fit import Result, RunSpec
 from pipelines.runtime.loop import Training
 from pipelines.runtime.probing import Probe, degradation_probe, image_names
 from pipelines.runtime.validation import selection, validation
 
 Describe = dict[str, Any]
-Batches = Stage1Batches | Stage2Batches
 Setup = Callable[[RunSpec, dict[str, Any], Batches, Feed], tuple[Training, Describe]]
 
 
