@@ -63,11 +63,9 @@ class Feed:
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches for the steps start..stop-1; what was begun is given once, for these steps alone."""
-        begun, self._begun = (
-            self._begun,
-            None,
-        )  # what nobody asked for ends here, and frees its processes
+        begun, self._begun = self._begun, None
         if begun is None or begun[0] != (start, stop):
+            del begun  # what nobody asked for ends with its last reference, and frees its processes
             yield from stream(self._batches, start, stop, self._settings)
             return
         _, rest, first = begun
