@@ -48,6 +48,8 @@ browser:
 
 # Two suites side by side have one core each; threads that wait for each other would take turns on it.
 test: export OMP_NUM_THREADS := 1
+# A test starts hundreds of processes; each would compile the project's modules again where nothing may be kept.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) $(S3)/.ready browser  ## all tests that need neither an accelerator nor hours
 	@mkdir -p $(dir $(BESIDE)); \
 	nice -n 19 $(BIN)/python -m pytest -m "not ray and $(QUICK)" $(ARGS) > $(BESIDE) 2>&1 & beside=$$!; \

@@ -48,8 +48,6 @@ def write_rows(rows: list[dict[str, Any]], form: Format, out: str | None) -> Non
 
 
 def _encode(rows: list[dict[str, Any]], form: Format) -> bytes:
-    import pandas as pd
-
     if form is Format.table:  # aligned, never cut: for pipes and files
         width = max((len(row["image"]) for row in rows), default=0)
         return "".join(f"{row['image']:<{width}}  {_result(row)}\n" for row in rows).encode()
@@ -58,6 +56,8 @@ def _encode(rows: list[dict[str, Any]], form: Format) -> bytes:
             {key: None if value != value else value for key, value in row.items()} for row in rows
         ]
         return (json.dumps(plain, indent=1) + "\n").encode()
+    import pandas as pd
+
     table = pd.DataFrame(rows, columns=["image", "score", "std", "error", "model"])
     if form is Format.csv:
         return table.to_csv(index=False).encode()

@@ -18,10 +18,9 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +30,9 @@ from dri_iqa.images import resize
 from dri_iqa.models import DRIIQA, PackedModel, can_pack
 from dri_iqa.pictures import Picture, load_ahead
 from dri_iqa.processor import lacks_bf16
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +179,8 @@ class Scorer:
         Raises:
             ValueError: an unknown setting; never because of a picture.
         """
+        import pandas as pd  # takes a third of a second, and most callers want rows
+
         if isinstance(images, str | bytes | bytearray | os.PathLike | np.ndarray):
             raise ValueError("images: got a single picture, expected a list of pictures")
         crops = self.bundle.scoring.crops if crops is None else crops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dri_iqa.models import quick_start  # noqa: F401  (before whatever imports timm)
 from dri_iqa.models.dre import DRE, DREEncoder, DREOutput
 from dri_iqa.models.dri_iqa import DRIIQA, build_model
 from dri_iqa.models.nafnet import NAFNet

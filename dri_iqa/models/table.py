@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dri_iqa.config import ModelConfig, Stage2Config
 from dri_iqa.models.backbone import Backbone
@@ -128,6 +127,10 @@ def _row(
 ) -> Row:
     if state == "absent":
         return Row(part, state, 0, 0)
+    from torch.utils.flop_counter import (
+        FlopCounterMode,
+    )  # imports triton, which scoring never needs
+
     with FlopCounterMode(display=False) as counter:
         run()
     parameters = sum(parameter.numel() for parameter in module.parameters())

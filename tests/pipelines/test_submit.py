@@ -20,9 +20,22 @@ from tests.pipelines import jobs
 
 pytestmark = pytest.mark.ray
 
-# A search of one trial leaves what a search can leave; the second way of submitting is shown without one.
-TRIALS = (1, 0)
 REST = (jobs.BRIEF[0], *jobs.BRIEF[2:])
+# What is submitted in either way. A search of one trial leaves what a search can leave. The second job takes stage 1
+# from the first and trains stage 2 on two workers; tests/faults has what befalls those in stage 1.
+WAYS = (
+    (("--working-dir", "."), ("search.trials=1", "stage2.optim.epochs=2"), 1),
+    (
+        (),
+        (
+            "search.trials=0",
+            "stage2.optim.epochs=1",
+            "cluster.workers=2",
+            "cluster.cpus_per_worker=0.5",
+        ),
+        2,
+    ),
+)
 
 
 def free_port() -> int:
@@ -98,12 +111,12 @@ def submit(
 
 def test_both_ways_of_submitting_register_a_version(head: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "runs"
-    # Chains run only where a node offers `degrade`, as this one does. The second trains another stage 2.
-    for before, options in enumerate((["--working-dir", "."], [])):
-        arguments = (f"output={output}", f"search.trials={TRIALS[before]}", *REST)
-        arguments += ("cluster.degrade_resource=0.4", f"stage2.optim.epochs={2 + before}")
+    for before, (options, settings, workers) in enumerate(WAYS):
+        # Chains run only where a node offers `degrade`, as this one does.
+        arguments = (f"output={output}", *REST, *settings, "cluster.degrade_resource=0.4")
         answer = submit(head, *options, arguments=arguments)
         assert answer.returncode == 0, answer.stdout + answer.stderr
+        assert f"{workers} training worker(s)" in answer.stdout
         client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
         versions = client.search_model_versions("name = 'dri-iqa'")
         assert len(versions) == before + 1
