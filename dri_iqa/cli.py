@@ -21,7 +21,7 @@ import typer
 
 import dri_iqa
 from dri_iqa import cli_data
-from dri_iqa.cli_rows import Format, caption, format_of, write_rows
+from dri_iqa.cli_rows import Format, caption, format_of, write_falls, write_rows
 from dri_iqa.terminal import SOME_FAILED, friendly, with_progress
 
 if TYPE_CHECKING:
@@ -215,6 +215,42 @@ def gallery(
         picture_HWC = draw(image_HWC, levels=levels.value, tile=tile, columns=columns, seed=seed)
     _save(picture_HWC, out, quality=82)
     print(out)
+
+
+@app.command()
+@friendly("dri-iqa monotonicity")
+def monotonicity(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Good pictures, as for `score`.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Bundle folder, s3:// or models:/ URI. Default: as for `score`."),
+    ] = None,
+    crops: Annotated[str, typer.Option(help="As for `score`; on a grid by default.")] = "uniform9",
+    levels: Annotated[Levels, typer.Option(help="Table of parameters.")] = Levels.default,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the operators' noise.")] = 0,
+    out: Annotated[str | None, typer.Option(help="A CSV file (or s3:// URI) as well.")] = None,
+) -> None:
+    """Degrade good pictures in steps, by every operator, and count how often the score falls."""
+    from dri_iqa.evaluation.monotonicity import score_levels, summarise
+    from dri_iqa.scoring import load_model
+
+    found = list(dict.fromkeys(_expand(paths)))
+    policy = _policy(crops)
+    assert policy is not None
+    scorer = load_model(model or default_model())
+    tables = score_levels(scorer, found, crops=policy, levels=levels.value, seed=seed)
+    results = list(with_progress(tables, len(found)))
+    failed = {path: why for path, why in zip(found, results, strict=True) if isinstance(why, str)}
+    good = [table for table in results if not isinstance(table, str)]
+    higher = scorer.bundle.score.higher_is_better
+    write_falls(summarise(good, higher_is_better=higher, levels=levels.value), out)
+    for path, why in failed.items():
+        print(f"{path}: {why}", file=sys.stderr)
+    print(caption(scorer, len(found), len(failed), crops, out), file=sys.stderr)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `dri-iqa score` puts out: a row for each picture, as a table, CSV, JSON or Parquet."""
+"""What `dri-iqa score` and `monotonicity` put out: rows as a table, CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from dri_iqa.terminal import console
 
 if TYPE_CHECKING:
+    from dri_iqa.evaluation.monotonicity import Falls
     from dri_iqa.scoring import Scorer
 
 
@@ -84,6 +85,34 @@ def _score_table(rows: list[dict[str, Any]]) -> Table:
         cells = [f"{row['score']:.4f}", f"{row['std']:.4f}"] if good else ["", ""]
         table.add_row(row["image"], *cells, row["error"])
     return table
+
+
+def write_falls(table: list[Falls], out: str | None) -> None:
+    """How scores follow each operator: to stdout, and as CSV to a file or URI."""
+    names = ["operator", "steps", "falling", "share", "as it is"]
+    names += [f"level {level}" for level in range(1, len(table[0].scores_L))]
+    drawn = Table()
+    for number, name in enumerate(names):
+        drawn.add_column(name, justify="right" if number else "left")
+    for row in table:
+        if row.operator == "all":
+            drawn.add_section()
+        scores = (f"{score:.4g}" for score in row.scores_L)
+        drawn.add_row(row.operator, f"{row.steps}", f"{row.falling}", f"{row.share:.0%}", *scores)
+    console().print(drawn)
+    if out is None:
+        return
+    import csv
+
+    from dri_iqa import storage
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(
+        [row.operator, row.steps, row.falling, row.share, *row.scores_L] for row in table
+    )
+    storage.write_bytes(out, text.getvalue().encode())
 
 
 def caption(scorer: Scorer, count: int, failed: int, crops: str | None, out: str | None) -> str:

@@ -56,12 +56,17 @@ def _name(item: Picture, index: int) -> str:
 def _load(item: Picture, crop: int, crops: str | int, exif_transpose: bool) -> Loaded:
     try:
         return place_crops(read_pixels(item, exif_transpose), crop, crops)
-    except ImageError as error:
+    except (ImageError, OSError, ValueError) as error:
+        return reason(error)
+
+
+def reason(error: Exception) -> str:
+    """Why a picture could not be read, in a few words for its row."""
+    if isinstance(error, ImageError):
         return str(error)
-    except OSError as error:
+    if isinstance(error, OSError):
         return (error.strerror or str(error) or "not readable").lower()
-    except ValueError as error:  # storage's own errors: the first line says what happened
-        return str(error).splitlines()[0]
+    return str(error).splitlines()[0]  # storage's own errors: the first line says what happened
 
 
 def place_crops(
