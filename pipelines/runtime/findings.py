@@ -26,6 +26,7 @@ ADVICE = {
     "versions": "run one image on all nodes, or install constraints.txt on each",
     "store": "name an output that every node reaches (s3://..., a shared folder); give all nodes the AWS variables",
     "MLflow": "make tracking.uri an address that workers reach too: 127.0.0.1 is another machine there",
+    "model": "change the configuration: `--help` says what each key is",
     "State API": "start the head with its dashboard (ray[default])",
     "disk": "remove old Ray sessions and checkpoints, or give the nodes a larger disk",
     "shared memory": "give containers more: --shm-size, or an emptyDir with medium: Memory on /dev/shm",

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from dri_iqa import storage
+from dri_iqa.config import ConfigError
 from dri_iqa.data.manifest import Manifest
 from dri_iqa.data.records import DataError
 from pipelines.runtime.config import JobConfig
@@ -49,6 +50,25 @@ def bf16_wanted(config: JobConfig) -> str | None:
     if config.job == "score":
         wanted = {"score.precision": config.score.precision}
     return next((key for key, precision in wanted.items() if precision == "bf16"), None)
+
+
+def model_problem(config: JobConfig) -> str | None:
+    """Why the networks of stage 2 cannot be built as configured; nothing is loaded or allocated.
+
+    Stage 2 says so as well, but only after stage 1, which may take days.
+    """
+    if config.job in (*WITHOUT_STAGE2, "yardstick"):
+        return None
+    import torch
+
+    from dri_iqa.models import build_model
+
+    try:
+        with torch.device("meta"):
+            build_model(config.model, backbone_weights=False)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def data_needed(config: JobConfig, directory: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ from pipelines.runtime.needs import (
     bf16_wanted,
     data_needed,
     hub_problem,
+    model_problem,
     stale_data,
     weights_needed,
 )
@@ -88,6 +89,8 @@ def inspect(
         findings = [_failure("resources", "cluster", str(error))]
     if problem := hub_problem(config):
         findings.append(_failure("weights", "driver", problem))
+    if problem := model_problem(config):
+        findings.append(_failure("model", "driver", problem))
     if problem := stale_data(directory):
         findings.append(_failure("data", "driver", problem))
     store = storage.join(directory, ".tmp-preflight")

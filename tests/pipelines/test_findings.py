@@ -25,6 +25,7 @@ from pipelines.runtime.needs import (
     bf16_wanted,
     data_needed,
     hub_problem,
+    model_problem,
     stale_data,
     weights_needed,
 )
@@ -193,6 +194,23 @@ def test_only_what_a_job_builds_is_needed() -> None:
 def test_hub_names_are_looked_up_without_a_download(name: str, said: str | None) -> None:
     settings = [f"model.backbone.name={name}", "model.backbone.weights=pretrained"]
     problem = hub_problem(configuration.compose("full", settings))
+    assert problem is None if said is None else said in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("job", "setting", "said"),
+    [
+        ("full", "model.backbone.blocks=[0,1,9]", "has blocks 0..4"),
+        ("train", "model.predictor.window=3", "does not divide the token grid"),
+        ("full", "model.backbone.name=mobilenet_of_nobody", "is no model of timm"),
+        ("full", "model.predictor.readout=linear", None),
+        ("pretrain", "model.backbone.blocks=[0,1,9]", None),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_told_before_stage_1(
+    job: str, setting: str, said: str | None
+) -> None:
+    problem = model_problem(configuration.compose(job, ["preset=tiny", setting]))
     assert problem is None if said is None else said in str(problem)
 
 
