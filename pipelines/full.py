@@ -8,7 +8,7 @@ from dri_iqa import storage
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.register import check, register_step
-from pipelines.report import make_report
+from pipelines.report import RESTORED, make_report
 from pipelines.runtime.config import replace_keys
 from pipelines.runtime.console import duration
 from pipelines.runtime.fit import Inputs, pretrain_spec
@@ -80,6 +80,7 @@ def steps(job: Job) -> None:
             "stage1": first["sha256"],
             "stage2": second["sha256"],
             "bundle": second["uri"],
+            "restoration": second.get("restoration"),
             "search": found,
             "test": tested,
             "untrained": before,
@@ -124,6 +125,9 @@ def report(job: Job, summary: dict[str, Any]) -> None:
             f"{example['given']:.3f}",
         ],
     ]
+    if gain := summary.get("restoration"):
+        decibels = (f"{gain[name]:.2f}" for name in ("psnr_input", "psnr_restored"))
+        rows.append([RESTORED.format(**gain), *decibels, ""])
     job.console.table("Before and after training", ["what", "before", "after", "given"], rows)
     seconds = summary["seconds"]
     rows = [

@@ -41,6 +41,8 @@ from pipelines.runtime.trials import METRIC
 
 FOLDER = "report"
 """Below the job's folder, and in MLflow."""
+RESTORED = "PSNR of {images} unseen images in dB, restored"
+"""A row of what training changed."""
 Made = Mapping[str, Any]
 """Results of a job's steps: `stage2` and `test`; where there are, `stage1`, `untrained`, `yardstick`, `search`."""
 
@@ -203,8 +205,8 @@ def _before_and_after(made: Made) -> list[dict[str, Any]]:
     before, tested = made.get("untrained"), made["test"]
     if not before:
         return []
-    example = tested["example"]
-    return [
+    example, gain = tested["example"], made["stage2"].get("restoration")
+    rows = [
         {"what": "test SROCC", "before": before["srocc"], "after": tested["srocc"]},
         {
             "what": f"score of {example['name']}",
@@ -213,6 +215,10 @@ def _before_and_after(made: Made) -> list[dict[str, Any]]:
             "given": example["given"],
         },
     ]
+    if gain:
+        decibels = {"before": gain["psnr_input"], "after": gain["psnr_restored"]}
+        rows.append({"what": RESTORED.format(**gain), **decibels})
+    return rows
 
 
 def _trials(job: Job, made: Made) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import importlib
 import sys
 from types import ModuleType
 
-import torch
+from torch._compile import _disable_dynamo
 
 _COMPILER = "torch._dynamo"
 
@@ -34,7 +34,7 @@ def import_timm() -> None:
 
 
 def _disable(fn=None, recursive: bool = True, *, reason: str | None = None):
-    return torch._disable_dynamo(fn, recursive)  # the same, from the first call on
+    return _disable_dynamo(fn, recursive)  # the same, from the first call on
 
 
 def _is_compile_supported(device_type: str) -> bool:

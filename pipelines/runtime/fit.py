@@ -281,9 +281,9 @@ def _train(settings: dict[str, Any], host: Host) -> None:
         result = export(training.stage, spec, settings["target"], describe)
         result |= {"history": history, "seconds": round(seconds, 2)}
         if settings["untrained"]:
-            from pipelines.runtime.restoring import draw_restoration  # imports matplotlib
+            from pipelines.runtime.restoring import show_restoration  # imports matplotlib
 
-            draw_restoration(training.stage, spec, settings["target"])
+            result["restoration"] = show_restoration(training.stage, spec, settings["target"])
         storage.write_json(storage.join(settings["target"], "result.json"), result)
 
 

@@ -65,6 +65,7 @@ def test_every_step_ran_and_said_so(finished) -> None:
         "What trains",
         "Search",
         "Before and after training",
+        "unseen images in dB, restored",
         "Test: pseudo scores",
         "registered model",
         "version 1 is the champion: the first of dri-iqa",

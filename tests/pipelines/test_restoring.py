@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 
 from dri_iqa.config import to_dict
 from dri_iqa.data.batches import Source
@@ -105,7 +106,7 @@ def test_a_picture_of_what_was_never_trained_on(
     monkeypatch.setattr(restoring, "restoration_strip", strip)
     stage = stage_of("proposed", references=references)
     training = stage.training
-    restoring.draw_restoration(stage, spec, str(tmp_path / "target"))
+    gain = restoring.show_restoration(stage, spec, str(tmp_path / "target"))
     assert stage.training is training
     (file,) = (tmp_path / "target").rglob("*.png")
     assert file.name == restoring.RESTORATION
@@ -123,9 +124,20 @@ def test_a_picture_of_what_was_never_trained_on(
         assert set(shown) <= set(known(range(50, 59)))
         assert any(row.degraded_HWC.tobytes() not in shown for row in drawn)
     assert all(row.restored_HWC.shape == (SIDE, SIDE, 3) for row in drawn)
+    rows = [row for row in drawn if (row.degraded_HWC != row.reference_HWC).any()]
+    assert gain["images"] == len(rows)
+    # pictures are rounded to 8 bits, the figures are not
+    for name, images in (
+        ("psnr_input", [row.degraded_HWC for row in rows]),
+        ("psnr_restored", [row.restored_HWC for row in rows]),
+    ):
+        pairs = zip([row.reference_HWC for row in rows], images, strict=True)
+        expected = np.mean([peak_signal_noise_ratio(*pair) for pair in pairs])
+        assert gain[name] == pytest.approx(expected, abs=0.05)
 
 
 def test_a_variant_without_restoration_draws_nothing(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, references=True)
-    restoring.draw_restoration(stage_of("v2", references=True), spec, str(tmp_path / "target"))
+    stage, target = stage_of("v2", references=True), tmp_path / "target"
+    assert restoring.show_restoration(stage, spec, str(target)) == {}
     assert not (tmp_path / "target").exists()
