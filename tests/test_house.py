@@ -76,6 +76,11 @@ def test_every_constraint_is_a_name_and_a_version() -> None:
         ("pipelines.runtime.streams, dri_iqa.data.batches", "torch"),
         # What a worker needs to begin its batches; layers and their compilers come after that.
         ("pipelines.runtime.host, pipelines.runtime.failures, pipelines.runtime.feeds", "timm"),
+        # What a person waits for before a job says what is wrong with its options.
+        *(
+            ("pipelines.full, pipelines.evaluate, pipelines.score", name)
+            for name in ("torch", "matplotlib")
+        ),
         # What a person waits for before a first photograph is scored (dri_iqa/models/quick_start.py).
         ("dri_iqa.cli, dri_iqa.scoring", "torch._dynamo"),
         ("dri_iqa.cli, dri_iqa.scoring", "pandas"),

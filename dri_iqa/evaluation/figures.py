@@ -14,17 +14,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from dri_iqa.evaluation.metrics import logistic_fit, plcc, rmse, srocc
+
+if (
+    TYPE_CHECKING
+):  # drawing libraries wait for the first picture: a job that ends at its options needs none
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F4B8B", "#7F7F7F")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
@@ -168,6 +169,8 @@ def curves(
                 axes.legend(fontsize=8)
             axes.set_title(name)
             axes.set_xlabel(x_label)
+            from matplotlib.ticker import MaxNLocator
+
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if title:
             figure.suptitle(title)
@@ -341,11 +344,16 @@ def _coloured(
 
 
 def _style(grid: bool = True) -> AbstractContextManager[None]:
+    from matplotlib import rc_context
+
     settings: Any = {**_STYLE, "axes.grid": grid}
     return rc_context(settings)
 
 
 def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
 
 from dri_iqa.seeds import Purpose, generator
 
@@ -64,7 +64,7 @@ def srocc(pred: ArrayLike, true: ArrayLike) -> float:
     pred_N, true_N = _pair(pred, true)
     if undefined(pred_N, true_N):
         return float("nan")
-    return _pearson(stats.rankdata(pred_N), stats.rankdata(true_N))
+    return _pearson(scipy.stats.rankdata(pred_N), scipy.stats.rankdata(true_N))
 
 
 def plcc(pred: ArrayLike, true: ArrayLike) -> float:
@@ -94,7 +94,7 @@ def krocc(pred: ArrayLike, true: ArrayLike) -> float:
     pred_N, true_N = _pair(pred, true)
     if undefined(pred_N, true_N):
         return float("nan")
-    result: Any = stats.kendalltau(pred_N, true_N)
+    result: Any = scipy.stats.kendalltau(pred_N, true_N)
     return float(result.statistic)
 
 
@@ -140,7 +140,7 @@ def logistic_fit(pred: ArrayLike, true: ArrayLike) -> LogisticFit:
     ends = (true_N.max(), true_N.min())
     if _pearson(pred_N, true_N) < 0:
         ends = (ends[1], ends[0])
-    found = optimize.least_squares(
+    found = scipy.optimize.least_squares(
         lambda b: _logistic(x_N, b) - true_N,
         x0=(*ends, 0.0, 0.25),
         method="lm",
@@ -273,7 +273,7 @@ def resplit_interval(
     if count < 2:
         raise ValueError(f"differences of {count} split(s), expected at least two")
     deviation = found_K.std(ddof=1) * math.sqrt(1 / count + test_per_train)
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * float(deviation)
+    half = float(scipy.stats.t.ppf((1 + level) / 2, count - 1)) * float(deviation)
     mean = float(found_K.mean())
     valid = int(np.isfinite(found_K).sum())
     return Interval(
@@ -360,7 +360,7 @@ def _pearson(a_N: np.ndarray, b_N: np.ndarray) -> float:
 
 def _logistic(x_N: np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
     b4 = b[3] if abs(b[3]) > 1e-12 else 1e-12
-    return b[1] + (b[0] - b[1]) * special.expit((x_N - b[2]) / b4)
+    return b[1] + (b[0] - b[1]) * scipy.special.expit((x_N - b[2]) / b4)
 
 
 def _group_indices(groups: Sequence[Any] | np.ndarray | None, count: int) -> list[np.ndarray]:

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 
 from dri_iqa.evaluation.figures import COLOURS, _figure, _save, _style
 
@@ -58,6 +55,10 @@ def parallel_coordinates(
         metric: name of the last axis; larger is better.
         title: above it.
     """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     reached_N = np.array([trial.reached for trial in trials])
     low, high = float(reached_N.min()), float(reached_N.max())
     last = Dial(name=metric, low=low, high=high)

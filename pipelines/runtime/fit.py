@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from dri_iqa import storage
 from dri_iqa.config import to_dict
 from pipelines.runtime.cluster import Plan
 from pipelines.runtime.config import JobConfig, digest
 
-if TYPE_CHECKING:  # it imports torch, and so would the driver
+if TYPE_CHECKING:  # they import torch, and so would the driver: seconds before it says what is wrong with its options
+    from ray.train import UserCallback
+
     from pipelines.runtime.host import Host
 
 Result = dict[str, Any]
@@ -172,6 +172,9 @@ def _on_workers(
     callbacks: Sequence[UserCallback],
 ) -> None:
     """Train on a group of the cluster's workers."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     resources = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
@@ -281,7 +284,7 @@ def _train(settings: dict[str, Any], host: Host) -> None:
         result = export(training.stage, spec, settings["target"], describe)
         result |= {"history": history, "seconds": round(seconds, 2)}
         if settings["untrained"]:
-            from pipelines.runtime.restoring import show_restoration  # imports matplotlib
+            from pipelines.runtime.restoring import show_restoration
 
             result["restoration"] = show_restoration(training.stage, spec, settings["target"])
         storage.write_json(storage.join(settings["target"], "result.json"), result)
