@@ -68,6 +68,8 @@ def model_problem(config: JobConfig) -> str | None:
             build_model(config.model, backbone_weights=False)
     except ConfigError as error:
         return str(error)
+    except (RuntimeError, NotImplementedError):
+        return None  # a network that computes while it is built, which it cannot without memory
     return None
 
 
