@@ -21,9 +21,8 @@ from numpy.typing import ArrayLike
 
 from dri_iqa.evaluation.metrics import logistic_fit, plcc, rmse, srocc
 
-if (
-    TYPE_CHECKING
-):  # drawing libraries wait for the first picture: a job that ends at its options needs none
+# Drawing libraries wait for the first picture: a job that ends at its options needs none.
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 

@@ -127,9 +127,8 @@ def _row(
 ) -> Row:
     if state == "absent":
         return Row(part, state, 0, 0)
-    from torch.utils.flop_counter import (
-        FlopCounterMode,
-    )  # imports triton, which scoring never needs
+    # It imports triton, which scoring never needs.
+    from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         run()
