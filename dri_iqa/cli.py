@@ -10,7 +10,6 @@ from __future__ import annotations
 import glob
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -22,6 +21,7 @@ import typer
 import dri_iqa
 from dri_iqa import cli_data
 from dri_iqa.cli_rows import Format, caption, format_of, write_falls, write_rows
+from dri_iqa.default_model import MODEL_VARIABLE, default_model
 from dri_iqa.terminal import SOME_FAILED, friendly, with_progress
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from dri_iqa.explain import Explanation
     from dri_iqa.scoring import Scorer
-
-MODEL_VARIABLE = "DRI_IQA_MODEL"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +69,7 @@ def score(
         str | None,
         typer.Option(
             help=f"Bundle folder, s3:// or models:/ URI. Default: ${MODEL_VARIABLE}, "
-            "then the champion of the newest run."
+            "then the champion of the newest run on human scores, then the model that comes along."
         ),
     ] = None,
     crops: Annotated[
@@ -270,36 +268,6 @@ def export(
     save_program(bundle, out)
     side = bundle.config.crop
     print(f"{out}: crops (B, 3, {side}, {side}) -> normalised scores (B,); see {ABOUT} inside")
-
-
-def default_model() -> str:
-    """The model that is used when none is named.
-
-    The environment's DRI_IQA_MODEL; else the bundle that the newest champion.json names, of those
-    in ./runs, in the runs of this checkout and in ~/dri-iqa/runs.
-
-    Raises:
-        ValueError: there is none; the message says how to get one.
-    """
-    if named := os.environ.get(MODEL_VARIABLE):
-        return named
-    homes = (Path.cwd(), Path(__file__).resolve().parents[1], Path.home() / "dri-iqa")
-    files = [home / "runs" / "champion.json" for home in homes]
-    there = [file for file in dict.fromkeys(files) if file.is_file()]
-    if not there:
-        raise ValueError(
-            f"no model: neither --model nor {MODEL_VARIABLE} is given and no run has made one\n"
-            "Train one with 'make run', or pass --model FOLDER."
-        )
-    newest = max(there, key=lambda file: file.stat().st_mtime_ns)
-    try:
-        bundle = json.loads(newest.read_text(encoding="utf-8"))["bundle"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{newest} does not name a bundle\nRun 'make run' again, or pass --model FOLDER."
-        ) from None
-    local = "://" not in bundle and not Path(bundle).is_absolute() and ":/" not in bundle
-    return str(newest.parent / bundle) if local else str(bundle)
 
 
 def _policy(crops: str | None) -> str | int | None:

@@ -317,6 +317,13 @@ class Stage2Config(StrictConfig):
     """Where restoration targets come from (paper Eq. 3)."""
     aux_batch: int = 16
     """Clean regions drawn per step for the auxiliary stream."""
+    order_batch: int = 0
+    """Clean photographs a step that are scored at two neighbouring levels of one degradation, so that scores fall with
+    it; 0 leaves this out, as the paper does."""
+    w_order: float = 0.1
+    """Weight of the loss of such pairs."""
+    order_margin: float = 0.02
+    """By how much of the normalised score a level should lie above the next."""
     nce_source: Literal["auto", "iqa", "aux", "iqa_pair"] = "auto"
     """Whose crops carry the contrastive losses in stage 2."""
     augment: Literal["flip", "dihedral"] = "flip"

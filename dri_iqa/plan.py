@@ -27,6 +27,8 @@ class Streams:
     """Where those come from: the pristine set of stage 1, or (`ref_source = self`) the labelled
     images themselves.
     """
+    order: bool = False
+    """Crops of clean images at two neighbouring levels of one degradation (`order_crops_P2CHW`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class Plan:
     """Whether the perceptual term is."""
     representation: bool
     """Whether the representation loss of Eq. 6 is."""
+    order: bool = False
+    """Whether scores are asked to fall along levels of a degradation (not in the paper)."""
 
     @property
     def restoration(self) -> bool:
@@ -61,6 +65,7 @@ class Plan:
             views=self.nce in ("iqa", "iqa_pair"),
             aux=self.nce == "aux" or self.reference in ("aux", "self"),
             aux_images="labelled" if self.reference == "self" else "clean",
+            order=self.order,
         )
 
     @property
@@ -69,6 +74,7 @@ class Plan:
         contrast = {"up": "deg", "low": "qual"}
         return (
             "mos",
+            *(("order",) if self.order else ()),
             *(("pixel",) if self.pixel else ()),
             *(("perceptual",) if self.perceptual else ()),
             *(("representation",) if self.representation else ()),
@@ -92,8 +98,10 @@ def stage2_plan(stage2: Stage2Config, has_references: bool) -> Plan:
         raise ConfigError(
             f"w_mos={stage2.w_mos} must be positive: nothing else trains the predictor"
         )
+    order = stage2.order_batch > 0 and stage2.w_order > 0
     if variant == "maniqa":
         return Plan(
+            order=order,
             extractor=False,
             halves=(),
             nce="none",
@@ -121,6 +129,7 @@ def stage2_plan(stage2: Stage2Config, has_references: bool) -> Plan:
         )
     contrast = stage2.w_nce > 0
     return Plan(
+        order=order,
         extractor=True,
         halves=() if not contrast else ("low",) if variant == "v1" else ("up", "low"),
         nce=nce if contrast else "none",

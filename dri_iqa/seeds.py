@@ -33,6 +33,10 @@ class Purpose(IntEnum):
     SHARDS = 17  # order of pristine images over shards: ()
     LIMIT = 18  # which groups a limited data set keeps: (stratum,)
     HELD_OUT = 19  # which clean photographs are held out: ()
+    ORDER = (
+        20  # pairs of neighbouring levels: (epoch, image_index, 0) for the draw, 1 for the noise
+    )
+    ORDER_STREAM = 21  # order of the clean images of those pairs: (epoch,)
 
 
 def generator(run_seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

@@ -103,6 +103,9 @@ def point(job: Job, champion: str, tags: Tags) -> None:
     uri = f"models:/{job.config.registry.name}/{champion}"
     registry = tracking_uri(job.config.tracking, job.output)
     pointer = {"bundle": tags.get("bundle", uri), "model": uri, "tracking": registry}
+    pointer["scores"] = tags.get(
+        "kind", "human"
+    )  # pseudo scores do not stand before the model that comes along
     storage.write_json(storage.join(job.output, "champion.json"), pointer)
 
 

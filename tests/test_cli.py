@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from dri_iqa import load_model
 from dri_iqa.bundle import ScoreScale, save_bundle
-from dri_iqa.cli import app, default_model
+from dri_iqa.cli import app
 from dri_iqa.degradations import apply_recipe, parse_recipe
 from dri_iqa.models import build_model
 from dri_iqa.seeds import Purpose, generator
@@ -155,37 +155,11 @@ def test_wrong_use_is_two_lines_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DRI_IQA_MODEL", raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr("dri_iqa.cli.__file__", str(tmp_path / "dri_iqa" / "cli.py"))
+    monkeypatch.setattr("dri_iqa.default_model.__file__", str(tmp_path / "dri_iqa" / "cli.py"))
     Image.new("RGB", (80, 80)).save("photo.png")
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()
     assert words in lines_of_error(run(*arguments))[0]
-
-
-def test_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, checkout, home = (tmp_path / name for name in ("here", "checkout", "home"))
-    monkeypatch.delenv("DRI_IQA_MODEL", raising=False)
-    monkeypatch.setattr("dri_iqa.cli.__file__", str(checkout / "dri_iqa" / "cli.py"))
-    monkeypatch.setattr(Path, "home", lambda: home)
-    places = [here / "runs", checkout / "runs", home / "dri-iqa" / "runs"]
-    for place in places:
-        place.mkdir(parents=True)
-    monkeypatch.chdir(here)
-    for age, place in enumerate(reversed(places)):
-        (place / "champion.json").write_text(json.dumps({"bundle": "full/bundle"}))
-        os.utime(place / "champion.json", (1000 + age, 1000 + age))
-        assert default_model() == str(place / "full" / "bundle")
-    os.utime(places[1] / "champion.json", (5000, 5000))
-    assert default_model() == str(places[1] / "full" / "bundle")
-    for absolute in ("s3://bucket/model", "/models/a", "models:/dri-iqa@champion"):
-        (places[1] / "champion.json").write_text(json.dumps({"bundle": absolute}))
-        os.utime(places[1] / "champion.json", (6000, 6000))
-        assert default_model() == absolute
-    (places[1] / "champion.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not name a bundle"):
-        default_model()
-    monkeypatch.setenv("DRI_IQA_MODEL", "elsewhere")
-    assert default_model() == "elsewhere"
 
 
 def test_default_model_is_used(

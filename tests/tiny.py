@@ -95,6 +95,7 @@ def stage2_batch(batch: int = 8, aux: int = 8, seed: int = 0) -> dict[str, Tenso
         "aux_type_mask_A2": extra["type_mask_B2"],
         "aux_recipe_hash_A2": extra["recipe_hash_B2"],
         "aux_image_id_A": extra["image_id_B"],
+        "order_crops_P2CHW": _pixels(rng, batch, 2, 3, CROP, CROP),
     }
 
 

@@ -13,7 +13,13 @@ import numpy as np
 
 from dri_iqa.config import DegradeConfig
 from dri_iqa.data.manifest import ShardReader, open_reader
-from dri_iqa.data.samples import Streams, sibling_index, stage1_batch, stage2_batch
+from dri_iqa.data.samples import (
+    Streams,
+    order_batch,
+    sibling_index,
+    stage1_batch,
+    stage2_batch,
+)
 from dri_iqa.data.schedule import Schedule
 
 Batch = dict[str, np.ndarray]
@@ -80,6 +86,34 @@ class Stage1Batches:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OrderBatches:
+    """Clean crops at two neighbouring levels of one degradation, for one rank."""
+
+    clean: Source
+    schedule: Schedule
+    """Over places in the manifest's order."""
+    crop: int
+    region: int
+    run_seed: int
+    rank: int = 0
+    world: int = 1
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a global step, see `order_batch`."""
+        epoch, index = divmod(step, self.schedule.steps_per_epoch)
+        reader = self.clean.open()
+        rows = self.schedule.batch(epoch, index, self.rank, self.world)
+        ids = reader.ids_at(np.array([row.image_id for row in rows]))
+        return order_batch(
+            reader,
+            [row._replace(image_id=image_id) for row, image_id in zip(rows, ids, strict=True)],
+            run_seed=self.run_seed,
+            crop=self.crop,
+            region=self.region,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage2Batches:
     """Scored samples, with the auxiliary clean stream where it is wanted, for one rank."""
 
@@ -96,6 +130,8 @@ class Stage2Batches:
     """Labels that replace the stored ones (the control with shuffled scores)."""
     auxiliary: Stage1Batches | None = None
     """Its schedule has an epoch of its own; step k of stage 2 reads its step k."""
+    order: OrderBatches | None = None
+    """Likewise."""
     rank: int = 0
     world: int = 1
     quarter_turns: bool = False
@@ -130,4 +166,6 @@ class Stage2Batches:
             for name, array in self.auxiliary(step).items():
                 stem, _, shape = name.rpartition("_")
                 batch[f"aux_{stem}_A{shape[1:]}"] = array
+        if self.order is not None:
+            batch |= self.order(step)
         return batch

@@ -22,6 +22,7 @@ import pyarrow as pa
 from dri_iqa.config import DegradeConfig
 from dri_iqa.data.records import DataError
 from dri_iqa.degradations import TYPE_IDS, degrade_clean, parse_recipe
+from dri_iqa.degradations.steps import one_step
 from dri_iqa.images import decode, resize_short_side
 from dri_iqa.seeds import Purpose, generator
 
@@ -117,6 +118,37 @@ def stage1_batch(
     if with_clean:
         batch["clean_BCHW"] = _channels_first(cleans)
     return batch
+
+
+def order_batch(
+    reader: Reader, rows: Rows, *, run_seed: int, crop: int, region: int
+) -> dict[str, np.ndarray]:
+    """Crops of clean images at two neighbouring levels of one degradation, see `one_step`.
+
+    Images smaller than a crop are enlarged bilinearly first.
+
+    Args:
+        reader: the clean set.
+        rows: (epoch, position, image id).
+        run_seed: seed of the run.
+        crop: side of the crops in pixels.
+        region: side of what is degraded.
+
+    Returns:
+        order_crops_P2CHW uint8: the better one, the worse one.
+    """
+    steps = [
+        one_step(
+            resize_short_side(decode(reader.read(image_id)["bytes"]), crop),
+            run_seed=run_seed,
+            epoch=epoch,
+            image_index=image_id,
+            crop=crop,
+            region=region,
+        )
+        for epoch, _, image_id in rows
+    ]
+    return {"order_crops_P2CHW": _channels_first([step.crops_2HWC for step in steps])}
 
 
 def stage2_batch(

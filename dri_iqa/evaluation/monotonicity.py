@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dri_iqa.degradations.core import from_u8, to_u8
 from dri_iqa.degradations.recipe import check_u8
-from dri_iqa.degradations.registry import GROUPS, get_operator
+from dri_iqa.degradations.steps import LEVELS, at_levels, directions
 from dri_iqa.images import ImageError
 from dri_iqa.pictures import Picture, read_pixels, reason
 from dri_iqa.scoring import Scorer
-from dri_iqa.seeds import Purpose, generator
+from dri_iqa.seeds import Purpose
 
-LEVELS = 6
 CROPS = "uniform9"
 """Crops at the same places of every level: random ones follow from the pixels, and would differ between levels."""
 
@@ -44,16 +42,6 @@ class Falls:
         return self.falling / self.steps if self.steps else float("nan")
 
 
-def operator_rows(levels: str = "default") -> list[tuple[str, int]]:
-    """(name, sign) of the 24 operators; those that go either way come twice."""
-    rows = []
-    for name in (name for names in GROUPS.values() for name in names):
-        rows.append((name, 1))
-        if get_operator(name).draws_sign(levels):
-            rows.append((name, -1))
-    return rows
-
-
 def score_levels(
     scorer: Scorer,
     pictures: Iterable[Picture],
@@ -74,9 +62,9 @@ def score_levels(
         seed: of the operators' noise.
 
     Yields:
-        (R, L) float64 scores in units of the labels, rows as in `operator_rows`; or why there are none.
+        (R, L) float64 scores in units of the labels, rows as in `directions`; or why there are none.
     """
-    rows = operator_rows(levels)
+    rows = directions(levels)
     for index, picture in enumerate(pictures):
         try:
             image_HWC = read_pixels(picture, scorer.bundle.scoring.exif_transpose)
@@ -100,11 +88,9 @@ def _degraded(
 ) -> Iterator[np.ndarray]:
     """The picture, and then every row's levels."""
     yield image_HWC
-    float_HWC = from_u8(image_HWC)
     for number, (name, sign) in enumerate(rows):
-        for level in range(1, LEVELS):
-            rng = generator(seed, Purpose.DEGRADE, 0, index, number)
-            yield to_u8(get_operator(name)(float_HWC, level, rng, levels=levels, sign=sign))
+        noise = (seed, Purpose.DEGRADE, 0, index, number)
+        yield from at_levels(image_HWC, name, sign, range(1, LEVELS), seed=noise, levels=levels)
 
 
 def summarise(
@@ -117,7 +103,7 @@ def summarise(
         higher_is_better: which way the labels go.
         levels: table of parameters that they were made with.
     """
-    names = ["-" * (sign < 0) + name for name, sign in operator_rows(levels)]
+    names = ["-" * (sign < 0) + name for name, sign in directions(levels)]
     scores_NRL = np.reshape(list(tables), (-1, len(names), LEVELS))
     worse_NRL = -np.diff(scores_NRL) if higher_is_better else np.diff(scores_NRL)
     falls_NRL = worse_NRL > 0

@@ -1,6 +1,6 @@
 """Losses between predicted and true normalised scores (paper 4.2: MSE; the others are options).
 
-Shapes: B images of this rank, G images of all ranks.
+Shapes: B images of this rank, G images of all ranks, P pairs of this rank.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ def rank_loss(predicted_G: Tensor, target_G: Tensor) -> Tensor:
     short_GG = (true_GG - (predicted_G[:, None] - predicted_G[None])).clamp(min=0)
     pairs_GG = true_GG > 0
     return (short_GG * pairs_GG).sum() / pairs_GG.sum().clamp(min=1)
+
+
+def order_loss(score_P2: Tensor, margin: float) -> Tensor:
+    """Mean over pairs (better, worse) of how far the first falls short of `margin` above the second.
+
+    Not in the paper; the ranking hinge of RankIQA (Liu et al., ICCV 2017), between levels of a degradation.
+    """
+    better_P, worse_P = score_P2.float().unbind(1)
+    return (margin - (better_P - worse_P)).clamp(min=0).mean()
 
 
 def _gather_with_gradient(rows_B: Tensor) -> Tensor:

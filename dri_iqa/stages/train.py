@@ -1,12 +1,12 @@
 """Stage 2: predictor, restoration network and extractor train together (paper 3.1-3.4).
 
 L = w_mos MSE + w_res (pixel + lambda perceptual) + w_rs representation
-  + w_nce (w_deg L_deg + w_qual L_qual)
+  + w_nce (w_deg L_deg + w_qual L_qual) [+ w_order order of levels, where it is asked for]
 
 Labelled crops and, where the plan asks for them, auxiliary crops go through the extractor in one
 pass; its lower halves guide the predictor, its upper halves the restoration network.
 
-Shapes: B labelled images and A auxiliary images of this rank, C channels, H x W pixels.
+Shapes: B labelled images, A auxiliary images and P pairs of levels of this rank, C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dri_iqa.config import ConfigError, ModelConfig, Stage1Config, Stage2Config
 from dri_iqa.losses.restoration import pixel_loss, psnr, representation_loss
-from dri_iqa.losses.score import score_loss
+from dri_iqa.losses.score import order_loss, score_loss
 from dri_iqa.models.checks import check_restoration
 from dri_iqa.models.dre import DREEncoder, ProjectionHeads
 from dri_iqa.models.dri_iqa import (
@@ -187,7 +187,7 @@ class TrainStage(Stage):
                 `reference_BCHW`; with `needs.views` `views_B4CHW` (its first crop is the image),
                 `type_mask_B2`, `recipe_hash_B2`, `image_id_B`, `has_sibling_B`; with `needs.aux`
                 `aux_crops_A4CHW`, `aux_clean_ACHW`, `aux_type_mask_A2`, `aux_recipe_hash_A2`,
-                `aux_image_id_A`.
+                `aux_image_id_A`; with `needs.order` `order_crops_P2CHW`.
         """
         terms, metrics = self.terms(batch)
         weights = self.term_weights()
@@ -200,6 +200,7 @@ class TrainStage(Stage):
         config, moco = self.config, self.stage1_config.moco
         weights = {
             "mos": config.w_mos,
+            "order": config.w_order,
             "pixel": config.w_res,
             "perceptual": config.w_res * config.lambda_perceptual,
             "representation": config.w_rs,
@@ -211,23 +212,41 @@ class TrainStage(Stage):
     def terms(self, batch: Batch) -> tuple[dict[str, Tensor], Metrics]:
         """Every active term with its graph, unweighted, and metrics; fills the queue."""
         image_BCHW = to_float(batch["image_BCHW"])
-        labelled, extra = self._features(batch, image_BCHW)
-        score_B = self.model.score(image_BCHW, labelled)
+        labelled, extra, score_B, score_P2 = self._scored(batch, image_BCHW)
         terms = {"mos": score_loss(score_B, batch["score_B"], self.config.score_loss)}
         metrics: Metrics = {}
+        if score_P2 is not None:
+            terms["order"] = order_loss(score_P2, self.config.order_margin)
+            metrics["order_share"] = (score_P2[:, 0] > score_P2[:, 1]).float().mean()
         if self.ram is not None:
-            restoration, metrics = self._restoration(batch, image_BCHW, labelled, extra)
+            restoration, more = self._restoration(batch, image_BCHW, labelled, extra)
             terms |= restoration
+            metrics |= more
         if self.contrast is not None and self.heads is not None:
             losses, more = self._contrast(batch, labelled, extra)
             terms |= losses
             metrics |= more
         return {name: terms[name] for name in self.plan.terms}, metrics
 
+    def _scored(
+        self, batch: Batch, image_BCHW: Tensor
+    ) -> tuple[Sequence[Tensor], dict[str, Sequence[Tensor]], Tensor, Tensor | None]:
+        """`_features`, the labelled crops' scores, and those of pairs of levels, in one pass."""
+        if not self.needs.order:
+            labelled, extra = self._features(batch, image_BCHW)
+            return labelled, extra, self.model.score(image_BCHW, labelled), None
+        images = len(image_BCHW)
+        pairs = to_float(batch["order_crops_P2CHW"].flatten(0, 1))
+        scored = torch.cat((image_BCHW, pairs))
+        features, extra = self._features(batch, scored)
+        scores = self.model.score(scored, features)
+        labelled = [layer[:images] for layer in features]
+        return labelled, extra, scores[:images], scores[images:].unflatten(0, (-1, 2))
+
     def _features(
         self, batch: Batch, image_BCHW: Tensor
     ) -> tuple[Sequence[Tensor], dict[str, Sequence[Tensor]]]:
-        """The extractor's maps of the labelled crops, and of further crops by name, in one pass."""
+        """The extractor's maps of the crops to be scored, and of further crops by name, in one pass."""
         if self.model.dre is None:
             return (), {}
         inputs = {"image": image_BCHW}

@@ -23,7 +23,7 @@ from dri_iqa.config import (
     Stage2Config,
     from_dict,
 )
-from dri_iqa.data.batches import Source, Stage1Batches, Stage2Batches
+from dri_iqa.data.batches import OrderBatches, Source, Stage1Batches, Stage2Batches
 from dri_iqa.data.order import IdSet, Permutation
 from dri_iqa.data.records import DataError
 from dri_iqa.data.samples import Streams, score_range, shuffled_scores
@@ -166,6 +166,9 @@ def train_batches(spec: RunSpec, rank: int, world: int) -> Stage2Batches:
         auxiliary = _auxiliary(
             spec, model, stage1, stage2, steps * stage2.optim.epochs, rank, world
         )
+    order = None
+    if wanted.order:
+        order = _order(spec, model, stage1, stage2, steps * stage2.optim.epochs, rank, world)
     batches = Stage2Batches(
         scored=scored,
         schedule=Schedule(
@@ -184,6 +187,7 @@ def train_batches(spec: RunSpec, rank: int, world: int) -> Stage2Batches:
         train_ids=train_ids,
         scores=_control_scores(inputs, table, split, seed),
         auxiliary=auxiliary,
+        order=order,
         rank=rank,
         world=world,
         quarter_turns=stage2.augment == "dihedral",
@@ -198,8 +202,12 @@ BATCHES: dict[str, Callable[[RunSpec, int, int], Batches]] = {
 }
 
 
-def check_batch(optim: OptimConfig, batch: int, world: int, stage: str) -> None:
+def check_batch(optim: OptimConfig, batch: int, world: int, stage: str, key: str = "") -> None:
     """Whether a step's images can be dealt evenly to workers and micro-batches.
+
+    Args:
+        batch: images of all workers in a step.
+        key: of the stage's configuration that asks for them; the batch size's by default.
 
     Raises:
         ConfigError: naming the numbers that clash. Ranks with unequal rows would weigh images
@@ -208,7 +216,7 @@ def check_batch(optim: OptimConfig, batch: int, world: int, stage: str) -> None:
     parts = world * optim.accumulate
     if batch % parts:
         raise ConfigError(
-            f"a batch of {batch} images ({stage}.optim.batch_size={optim.batch_size}) cannot be dealt "
+            f"a batch of {batch} images ({stage}.{key or f'optim.batch_size={optim.batch_size}'}) cannot be dealt "
             f"evenly to {world} worker(s) x {optim.accumulate} micro-batch(es)\n"
             f"use a batch that is a multiple of {parts}, or fewer workers"
         )
@@ -226,20 +234,9 @@ def _auxiliary(
     """The clean stream of stage 2: as many steps as stage 2 has, in epochs of its own."""
     source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
     seed = spec.config["seed"]
-    ids = clean_parts(source, stage1, seed).train
-    batch = min(stage2.aux_batch, len(ids))
-    per_epoch = len(ids) // batch
-    schedule = Schedule(
-        ids=ids,
-        batch_size=batch,
-        epochs=-(-total_steps // per_epoch),
-        run_seed=seed,
-        purpose=Purpose.AUXILIARY,
-        remainder="drop",
-    )
     return Stage1Batches(
         clean=source,
-        schedule=schedule,
+        schedule=_beside(source, stage1, stage2.aux_batch, total_steps, seed, Purpose.AUXILIARY),
         degrade=stage1.degrade,
         crop=model.crop,
         run_seed=seed,
@@ -247,6 +244,47 @@ def _auxiliary(
         world=world,
         with_clean=True,
         share_recipes=stage1.moco.deg_positive == "cross_content",
+    )
+
+
+def _order(
+    spec: RunSpec,
+    model: ModelConfig,
+    stage1: Stage1Config,
+    stage2: Stage2Config,
+    total_steps: int,
+    rank: int,
+    world: int,
+) -> OrderBatches:
+    """The pairs of neighbouring levels of stage 2, of the clean images that stage 1 trains on."""
+    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+    seed = spec.config["seed"]
+    schedule = _beside(source, stage1, stage2.order_batch, total_steps, seed, Purpose.ORDER_STREAM)
+    check_batch(stage2.optim, schedule.batch_size, world, "stage2", "order_batch")
+    return OrderBatches(
+        clean=source,
+        schedule=schedule,
+        crop=model.crop,
+        region=max(stage1.degrade.region, model.crop),
+        run_seed=seed,
+        rank=rank,
+        world=world,
+    )
+
+
+def _beside(
+    source: Source, stage1: Stage1Config, batch: int, steps: int, seed: int, purpose: Purpose
+) -> Schedule:
+    """A schedule over the clean images that stage 1 trains on, for so many steps of stage 2."""
+    places = clean_parts(source, stage1, seed).train
+    batch = min(batch, len(places))
+    return Schedule(
+        ids=places,
+        batch_size=batch,
+        epochs=-(-steps // (len(places) // batch)),
+        run_seed=seed,
+        purpose=purpose,
+        remainder="drop",
     )
 
 

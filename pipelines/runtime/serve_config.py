@@ -14,7 +14,7 @@ class ServeConfig(StrictConfig):
 
     model: str | None = None
     """Bundle folder, `s3://` or `models:/` URI; None takes what `dri-iqa score` would: DRI_IQA_MODEL, else the champion
-    of the newest run."""
+    of the newest run on human scores, else the model that comes along."""
     host: str = "127.0.0.1"
     """Address that `python pipelines/serve.py` listens on; keep it, and put a proxy in front."""
     port: int = 8000

@@ -27,8 +27,8 @@ from starlette.responses import HTMLResponse, JSONResponse
 
 import dri_iqa
 from dri_iqa.bundle_files import read_config_file, resolve_uri
-from dri_iqa.cli import default_model
 from dri_iqa.config import ConfigError, from_dict, to_dict
+from dri_iqa.default_model import default_model
 from pipelines.runtime import uploads
 from pipelines.runtime.answers import Answer, Asked, answers
 from pipelines.runtime.cluster import connect, is_attached

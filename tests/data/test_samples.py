@@ -15,6 +15,7 @@ from dri_iqa.data.records import DataError
 from dri_iqa.data.samples import (
     Streams,
     degradation_marks,
+    order_batch,
     pick_sibling,
     score_range,
     shuffled_scores,
@@ -24,6 +25,7 @@ from dri_iqa.data.samples import (
     unit_score,
 )
 from dri_iqa.degradations import TYPE_IDS, degrade_clean, parse_recipe
+from dri_iqa.degradations.steps import one_step
 
 CROP = 48
 ROWS = [(0, 0, 3), (0, 1, 1), (2, 5, 4)]
@@ -119,6 +121,17 @@ def test_stage1_is_degrade_clean_in_a_batch() -> None:
         assert np.array_equal(batch["recipe_hash_B2"][place], expected.recipe_hash_2)
     assert batch["image_id_B"].tolist() == [3, 1, 4]
     assert batch["crops_B4CHW"].flags.c_contiguous
+
+
+def test_pairs_of_levels_are_one_step_in_a_batch() -> None:
+    batch = order_batch(photos(), ROWS, run_seed=7, crop=CROP, region=CROP + 8)
+    assert list(batch) == ["order_crops_P2CHW"]
+    pairs = batch["order_crops_P2CHW"]
+    assert (pairs.shape, pairs.dtype.name) == ((3, 2, 3, CROP, CROP), "uint8")
+    for place, (epoch, _, image_id) in enumerate(ROWS):
+        options: dict[str, int] = {"crop": CROP, "region": CROP + 8, "image_index": image_id}
+        expected = one_step(photo(image_id), run_seed=7, epoch=epoch, **options)
+        assert np.array_equal(pairs[place], expected.crops_2HWC.transpose(0, 3, 1, 2))
 
 
 def test_samples_do_not_depend_on_their_batch() -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dri_iqa.bundle import ScoreScale, save_bundle
 from dri_iqa.cli import app
 from dri_iqa.degradations import apply_recipe, parse_recipe
-from dri_iqa.evaluation.monotonicity import LEVELS, operator_rows, score_levels, summarise
+from dri_iqa.evaluation.monotonicity import LEVELS, directions, score_levels, summarise
 from dri_iqa.models import build_model
 from dri_iqa.scoring import Scorer, load_model
 from dri_iqa.seeds import Purpose, generator
@@ -44,7 +44,7 @@ def test_every_level_is_that_picture_degraded_and_scored(scorer: Scorer) -> None
     whole = picture(0)
     missing, found = score_levels(scorer, ["missing.png", whole], crops="uniform1", seed=3)
     assert missing == "no such file or directory"
-    rows = operator_rows()
+    rows = directions()
     assert len({name for name, _ in rows}) == 24
     assert isinstance(found, np.ndarray)
     assert found.shape == (len(rows), LEVELS)
@@ -57,7 +57,7 @@ def test_every_level_is_that_picture_degraded_and_scored(scorer: Scorer) -> None
 
 
 def test_steps_are_counted_in_the_direction_of_the_labels() -> None:
-    rows = len(operator_rows())
+    rows = len(directions())
     falling = np.tile([5.0, 4, 3, 3, 2, 2.5], (rows, 1))  # three of five: a tie is no fall
     flat = np.zeros((rows, LEVELS))
     *each, total = summarise([falling, flat], higher_is_better=True)
@@ -82,7 +82,7 @@ def test_the_command_prints_a_table_and_says_what_it_could_not_read(
     assert "bad.png: not an image" in answer.stderr
     assert "2 pictures, 1 failed" in answer.stderr
     table = pd.read_csv(out).set_index("operator")
-    assert len(table) == len(operator_rows()) + 1
-    assert table.loc["all", "steps"] == 5 * len(operator_rows())
+    assert len(table) == len(directions()) + 1
+    assert table.loc["all", "steps"] == 5 * len(directions())
     assert f"{table.loc['all', 'share']:.0%}" in answer.stdout
     assert "gaussian_blur" in answer.stdout

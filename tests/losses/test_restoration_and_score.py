@@ -12,7 +12,7 @@ from dri_iqa.losses.restoration import (
     representation_loss,
     straight_through_clamp,
 )
-from dri_iqa.losses.score import plcc_loss, rank_loss, score_loss
+from dri_iqa.losses.score import order_loss, plcc_loss, rank_loss, score_loss
 from dri_iqa.models.dre import DREEncoder
 
 
@@ -77,6 +77,15 @@ def test_plcc_loss_is_the_halved_complement_of_the_correlation():
     plcc_loss(constant, b).backward()
     assert constant.grad is not None
     assert torch.isfinite(constant.grad).all()
+
+
+def test_order_loss_is_what_is_missing_to_the_margin():
+    score_P2 = torch.tensor([[0.5, 0.4], [0.5, 0.49], [0.5, 0.5], [0.3, 0.5]], requires_grad=True)
+    loss = order_loss(score_P2, 0.02)
+    assert float(loss.detach()) == pytest.approx((0 + 0.01 + 0.02 + 0.22) / 4, abs=1e-6)
+    loss.backward()
+    assert score_P2.grad is not None
+    assert score_P2.grad.tolist() == [[0, 0], [-0.25, 0.25], [-0.25, 0.25], [-0.25, 0.25]]
 
 
 def test_rank_loss_counts_how_far_pairs_fall_short():

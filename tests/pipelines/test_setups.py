@@ -29,6 +29,8 @@ def test_a_batch_that_cannot_be_dealt_evenly_names_the_numbers(
     words = rf"batch of {batch} images \(stage1\.optim\.batch_size=64\).*{world} worker.*{accumulate} micro"
     with pytest.raises(ConfigError, match=words):
         check_batch(optim, batch, world, "stage1")
+    with pytest.raises(ConfigError, match=rf"batch of {batch} images \(stage2\.order_batch\)"):
+        check_batch(optim, batch, world, "stage2", "order_batch")
 
 
 def source(photographs: int, pieces: int) -> Source:

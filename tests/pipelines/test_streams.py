@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from dri_iqa.config import DegradeConfig
-from dri_iqa.data.batches import Batch, Source, Stage1Batches, Stage2Batches
+from dri_iqa.data.batches import Batch, OrderBatches, Source, Stage1Batches, Stage2Batches
 from dri_iqa.data.cutting import png_bytes
 from dri_iqa.data.publishing import publish
 from dri_iqa.data.records import DataSet, Record
@@ -98,6 +98,9 @@ def stage2(tmp_path_factory: pytest.TempPathFactory, stage1: Stage1Batches) -> S
         higher_is_better=True,
         train_ids=tuple(range(9)),
         auxiliary=replace(stage1, with_clean=True),
+        order=OrderBatches(
+            clean=stage1.clean, schedule=stage1.schedule, crop=CROP, region=64, run_seed=3
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,11 +40,11 @@ def stage1(norm: str) -> PretrainStage:
     return PretrainStage(model, tiny_stage1(), seed=0, global_batch=STAGE1_BATCH)
 
 
-def stage2(variant: str, has_references: bool, score_loss: str = "mse") -> TrainStage:
+def stage2(variant: str, has_references: bool, **changes: Any) -> TrainStage:
     return TrainStage(
         calm(tiny_model()),
         tiny_stage1(),
-        tiny_stage2(variant=variant, score_loss=score_loss),
+        tiny_stage2(variant=variant, **changes),
         seed=0,
         has_references=has_references,
         global_batch=BATCH,
@@ -89,8 +90,9 @@ CASES = {
     "stage1-syncbn": (lambda: stage1("syncbn"), 1, 2),
     **{f"stage2-{v}-refs": (lambda v=v: stage2(v, True), 2, 2) for v in VARIANTS},
     "stage2-proposed-aux": (lambda: stage2("proposed", False), 2, 2),
-    "stage2-plcc": (lambda: stage2("maniqa", False, "mse+plcc"), 2, 2),
-    "stage2-rank": (lambda: stage2("maniqa", False, "mse+rank"), 2, 2),
+    "stage2-plcc": (lambda: stage2("maniqa", False, score_loss="mse+plcc"), 2, 2),
+    "stage2-rank": (lambda: stage2("maniqa", False, score_loss="mse+rank"), 2, 2),
+    "stage2-order": (lambda: stage2("proposed", True, order_batch=BATCH), 2, 2),
 }
 
 
