@@ -27,6 +27,10 @@ class StrictConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
 
+Augment = Literal["flip", "dihedral", "dihedral_channels"]
+"""What is done to a labelled crop, and to its reference alike."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DegradeConfig(StrictConfig):
     """The degradation chain (paper 3.1, Eq. 1)."""
@@ -326,9 +330,11 @@ class Stage2Config(StrictConfig):
     """By how much of the normalised score a level should lie above the next."""
     nce_source: Literal["auto", "iqa", "aux", "iqa_pair"] = "auto"
     """Whose crops carry the contrastive losses in stage 2."""
-    augment: Literal["flip", "dihedral"] = "flip"
+    augment: Augment = "flip"
     """How crops of labelled images are turned: mirrored at random (paper 4.2), or by quarter turns as well, so that few
-    scenes teach restoration for longer. Photographs are judged upright: people may score a turned one otherwise."""
+    scenes teach restoration for longer. Photographs are judged upright: people may score a turned one otherwise.
+    `dihedral_channels` also exchanges the colour channels, so that restoration meets colours that no training scene
+    has: for scores that treat channels alike, as the sample's SSIM does and people do not."""
     val_crops: int = 5
     """Crops per validation image at the end of an epoch."""
     select: Literal["last", "val"] = "last"

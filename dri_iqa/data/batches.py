@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dri_iqa.config import DegradeConfig
+from dri_iqa.config import Augment, DegradeConfig
 from dri_iqa.data.manifest import ShardReader, open_reader
 from dri_iqa.data.samples import (
     Streams,
@@ -134,8 +134,7 @@ class Stage2Batches:
     """Likewise."""
     rank: int = 0
     world: int = 1
-    quarter_turns: bool = False
-    """Whether crops are turned besides being mirrored."""
+    augment: Augment = "flip"
     _siblings: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -160,7 +159,7 @@ class Stage2Batches:
             streams=self.streams,
             siblings=self._siblings,
             scores=self.scores,
-            quarter_turns=self.quarter_turns,
+            augment=self.augment,
         )
         if self.auxiliary is not None:
             for name, array in self.auxiliary(step).items():

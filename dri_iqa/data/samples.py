@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from dri_iqa.config import DegradeConfig
+from dri_iqa.config import Augment, DegradeConfig
 from dri_iqa.data.records import DataError
 from dri_iqa.degradations import TYPE_IDS, degrade_clean, parse_recipe
 from dri_iqa.degradations.steps import one_step
@@ -51,13 +51,15 @@ class Streams:
 
 
 class Window(NamedTuple):
-    """Where a crop lies and how it is turned, in pixels: mirrored first, then by quarters."""
+    """Where a crop lies and what is done to it, in pixels: mirrored first, then turned by quarters."""
 
     top: int
     left: int
     side: int
     flip: bool
     quarter_turns: int
+    channels: tuple[int, ...]
+    """Which of red, green and blue becomes which."""
 
 
 def stage1_batch(
@@ -163,7 +165,7 @@ def stage2_batch(
     streams: Streams | None = None,
     siblings: Mapping[str, Sequence[int]] | None = None,
     scores: Mapping[int, float] | None = None,
-    quarter_turns: bool = False,
+    augment: Augment = "flip",
 ) -> dict[str, np.ndarray]:
     """Samples of the joint stage: a crop of the distorted image with its score (3.4, 4.2).
 
@@ -182,7 +184,7 @@ def stage2_batch(
         streams: what else is wanted.
         siblings: image ids by reference name, see `sibling_index`; needed for views.
         scores: labels that replace the stored ones (the control with shuffled scores).
-        quarter_turns: crops are turned by 0 to 3 quarters besides being mirrored.
+        augment: what is done to crops besides moving them; references follow.
 
     Returns:
         image_BCHW uint8; score_B float32, higher is better, 0..1 for labels in the range;
@@ -203,7 +205,7 @@ def stage2_batch(
     for epoch, _, image_id in rows:
         row = reader.read(image_id)
         image_HWC = resize_short_side(decode(row["bytes"]), crop)
-        draw = partial(_window, crop, run_seed, epoch, image_id, quarter_turns)
+        draw = partial(_window, crop, run_seed, epoch, image_id, augment)
         window = draw(image_HWC.shape, 0, 0)
         first_HWC = _cut(image_HWC, window)
         label = row["score"] if scores is None else scores[image_id]
@@ -318,7 +320,7 @@ def _window(
     run_seed: int,
     epoch: int,
     image_id: int,
-    quarter_turns: bool,
+    augment: Augment,
     shape: tuple[int, ...],
     view: int,
     k: int,
@@ -328,13 +330,16 @@ def _window(
     top = int(rng.integers(shape[0] - crop + 1))
     left = int(rng.integers(shape[1] - crop + 1))
     flip = bool(rng.random() < 0.5)
-    return Window(top, left, crop, flip, int(rng.integers(4)) if quarter_turns else 0)
+    turns = 0 if augment == "flip" else int(rng.integers(4))
+    channels = rng.permutation(3).tolist() if augment == "dihedral_channels" else range(3)
+    return Window(top, left, crop, flip, turns, tuple(channels))
 
 
 def _cut(image_HWC: np.ndarray, window: Window) -> np.ndarray:
     bottom, right = window.top + window.side, window.left + window.side
     part_HWC = image_HWC[window.top : bottom, window.left : right]
-    return np.rot90(part_HWC[:, ::-1] if window.flip else part_HWC, window.quarter_turns)
+    turned_HWC = np.rot90(part_HWC[:, ::-1] if window.flip else part_HWC, window.quarter_turns)
+    return turned_HWC if window.channels == (0, 1, 2) else turned_HWC[:, :, window.channels]
 
 
 def _reference(

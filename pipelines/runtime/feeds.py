@@ -190,7 +190,7 @@ def train_batches(spec: RunSpec, rank: int, world: int) -> Stage2Batches:
         order=order,
         rank=rank,
         world=world,
-        quarter_turns=stage2.augment == "dihedral",
+        augment=stage2.augment,
     )
     check_batch(stage2.optim, batches.schedule.batch_size, world, "stage2")
     return batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_image_and_reference_show_the_same_place() -> None:
 def test_quarter_turns_take_image_and_reference_along_and_leave_the_places_as_they_were() -> None:
     rows = [(epoch, 0, 3) for epoch in range(100)]
     options: dict[str, Any] = {"run_seed": 0, "crop": CROP, "streams": Streams(reference=True)}
-    batch = stage2_batch(Shelf(), rows, quarter_turns=True, **options, **SCALE)
+    batch = stage2_batch(Shelf(), rows, augment="dihedral", **options, **SCALE)
     image_BCHW = batch["image_BCHW"]
     assert np.array_equal(image_BCHW[:, :2], batch["reference_BCHW"][:, :2])
     seen = set()
@@ -191,6 +192,24 @@ def test_quarter_turns_take_image_and_reference_along_and_leave_the_places_as_th
         )
         seen.add((turns, bool(mirrored_CHW[1, 0, 0] > mirrored_CHW[1, 0, -1])))
     assert len(seen) == 8
+
+
+def test_channels_are_exchanged_in_image_and_reference_alike() -> None:
+    rows = [(epoch, 0, 3) for epoch in range(100)]
+    options: dict[str, Any] = {"run_seed": 0, "crop": CROP, "streams": Streams(reference=True)}
+    batch = stage2_batch(Shelf(), rows, augment="dihedral_channels", **options, **SCALE)
+    turned = stage2_batch(Shelf(), rows, augment="dihedral", **options, **SCALE)
+    seen = set()
+    for place in range(len(rows)):
+        (order,) = (
+            order
+            for order in itertools.permutations(range(3))
+            if np.array_equal(batch["image_BCHW"][place], turned["image_BCHW"][place, list(order)])
+        )
+        reference_CHW = turned["reference_BCHW"][place, list(order)]
+        assert np.array_equal(batch["reference_BCHW"][place], reference_CHW)
+        seen.add(order)
+    assert len(seen) == 6
 
 
 def test_the_last_column_is_reached() -> None:
