@@ -1,31 +1,38 @@
 """The dials of the method: frozen, keyword-only dataclasses with a sentence under each field.
 
 Defaults are the paper's sizes, with our choices where it is silent (docs/deviations.md); presets scale them together.
-`from_dict` turns plain data (composed YAML, a bundle's JSON) into these types and refuses unknown or ill-typed keys.
+`from_dict` (`dri_iqa/strict.py`) turns plain data (composed YAML, a bundle's JSON) into these types.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from dri_iqa.strict import ConfigError, StrictConfig, from_dict, known_keys, nearest, to_dict
 
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, what was got and what was expected."""
-
-
-class StrictConfig:
-    """Mix-in: pydantic refuses keys that are not fields."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
+__all__ = [
+    "MOST_HELD_OUT",
+    "Augment",
+    "BackboneConfig",
+    "ConfigError",
+    "DREConfig",
+    "DegradeConfig",
+    "MoCoConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PerceptualConfig",
+    "PredictorConfig",
+    "ProbeConfig",
+    "RAMConfig",
+    "Stage1Config",
+    "Stage2Config",
+    "StrictConfig",
+    "from_dict",
+    "known_keys",
+    "nearest",
+    "to_dict",
+]
 
 Augment = Literal["flip", "dihedral", "dihedral_channels"]
 """What is done to a labelled crop, and to its reference alike."""
@@ -344,64 +351,3 @@ class Stage2Config(StrictConfig):
     bundle; a third of them is what its accuracy is measured on. 0 keeps none."""
     grad_checkpoint: bool = False
     """Recompute activations in the backward pass to save memory."""
-
-
-@cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
-
-
-def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
-    """Build a configuration from plain data, checking every key and type.
-
-    Args:
-        cls: one of the dataclasses above (or of the pipelines' own).
-        values: nested plain dicts, lists, numbers, strings.
-        where: dotted prefix for messages.
-
-    Raises:
-        ConfigError: an unknown key (with the nearest valid one), a missing key, or a value of the wrong type.
-    """
-    try:
-        return _adapter(cls).validate_python(values)
-    except ValidationError as error:
-        raise ConfigError(
-            "; ".join(_explain(cls, item, where) for item in error.errors())
-        ) from None
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The plain, JSON-ready form of a configuration (tuples become lists)."""
-    return _adapter(type(config)).dump_python(config, mode="json")
-
-
-def known_keys(cls: type, prefix: str = "") -> list[str]:
-    """All dotted keys of a configuration type, nested ones included."""
-    keys: list[str] = []
-    hints = _type_hints(cls)
-    for item in dataclasses.fields(cls):
-        keys.append(prefix + item.name)
-        if dataclasses.is_dataclass(hints[item.name]):
-            keys.extend(known_keys(hints[item.name], prefix + item.name + "."))
-    return keys
-
-
-def nearest(word: str, choices: list[str]) -> str:
-    """' (did you mean X?)' for the closest valid word, or an empty string."""
-    match = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""
-
-
-@cache
-def _type_hints(cls: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(cls)
-
-
-def _explain(cls: type, item: Any, where: str) -> str:
-    key = ".".join(str(part) for part in (*((where,) if where else ()), *item["loc"]))
-    local = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden" or item["type"] == "unexpected_keyword_argument":
-        return f"unknown key {key}{nearest(local, known_keys(cls))}"
-    return f"{key}: got {item['input']!r}, {item['msg'][0].lower() + item['msg'][1:]}"

@@ -7,10 +7,10 @@ first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from dri_iqa.config import ConfigError, Stage2Config
+from dri_iqa.config import ConfigError, ModelConfig, Stage2Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +143,18 @@ def stage2_plan(stage2: Stage2Config, has_references: bool) -> Plan:
 def stage2_streams(stage2: Stage2Config, has_references: bool) -> Streams:
     """The images that a step of stage 2 reads, without building anything; raises as `stage2_plan`."""
     return stage2_plan(stage2, has_references).streams
+
+
+def model_of_variant(model: ModelConfig, stage2: Stage2Config) -> ModelConfig:
+    """The model's sizes with the predictor that the variant has: `maniqa` is the baseline without an extractor.
+
+    Raises:
+        ConfigError: the baseline's predictor in another variant.
+    """
+    if stage2.variant == "maniqa":
+        return replace(model, predictor=replace(model.predictor, baseline="maniqa"))
+    if model.predictor.baseline == "maniqa":
+        raise ConfigError(
+            f"predictor.baseline=maniqa trains with variant=maniqa, got variant={stage2.variant}"
+        )
+    return model

@@ -51,6 +51,13 @@ class SumOverRanks(torch.autograd.Function):
         return total
 
 
+def freeze_running_statistics(module: nn.Module | None) -> None:
+    """Let every BatchNorm use its running statistics and leave them as they are, until `train()` is called again."""
+    for part in module.modules() if module is not None else ():
+        if isinstance(part, _BatchNorm):
+            part.eval()
+
+
 def average_running_statistics(module: nn.Module) -> None:
     """Give every rank the mean of all ranks' BatchNorm running statistics.
 

@@ -12,15 +12,13 @@ Shapes: B labelled images, A auxiliary images and P pairs of levels of this rank
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from dri_iqa.config import ConfigError, ModelConfig, Stage1Config, Stage2Config
+from dri_iqa.config import ModelConfig, Stage1Config, Stage2Config
 from dri_iqa.losses.restoration import pixel_loss, psnr, representation_loss
 from dri_iqa.losses.score import order_loss, score_loss
 from dri_iqa.models.checks import check_restoration
@@ -34,10 +32,10 @@ from dri_iqa.models.dri_iqa import (
     evaluating,
 )
 from dri_iqa.models.nafnet import PADDING, NAFNet
-from dri_iqa.models.parallel import average_running_statistics
+from dri_iqa.models.parallel import average_running_statistics, freeze_running_statistics
 from dri_iqa.models.perceptual import PerceptualDistance
 from dri_iqa.models.weights import RANDOM, seeded
-from dri_iqa.plan import Plan, Streams, stage2_plan
+from dri_iqa.plan import Plan, Streams, model_of_variant, stage2_plan
 from dri_iqa.stages.base import Batch, Metrics, Stage, to_float
 from dri_iqa.stages.handover import load_stage1
 from dri_iqa.stages.momentum import MomentumContrast
@@ -77,7 +75,7 @@ class TrainStage(Stage):
         self.plan: Plan = stage2_plan(stage2, has_references)
         self.needs: Streams = self.plan.streams
         self.config, self.stage1_config = stage2, stage1
-        self.model_config = _for_variant(model, stage2)
+        self.model_config = model_of_variant(model, stage2)
         self.model: DRIIQA = build_model(self.model_config, seed=seed)
         self.heads: ProjectionHeads | None = None
         self.contrast: MomentumContrast | None = None
@@ -154,7 +152,7 @@ class TrainStage(Stage):
             if self.model_config.backbone.weights not in RANDOM:
                 frozen.append(self.model.backbone)
             for part in frozen:
-                _freeze_statistics(part)
+                freeze_running_statistics(part)
         return self
 
     def begin(
@@ -398,20 +396,3 @@ class TrainStage(Stage):
             for name, buffer in self.named_buffers():
                 buffer.copy_(saved[name])
         return norms
-
-
-def _for_variant(model: ModelConfig, stage2: Stage2Config) -> ModelConfig:
-    if stage2.variant == "maniqa":
-        return replace(model, predictor=replace(model.predictor, baseline="maniqa"))
-    if model.predictor.baseline == "maniqa":
-        raise ConfigError(
-            f"predictor.baseline=maniqa trains with variant=maniqa, got variant={stage2.variant}"
-        )
-    return model
-
-
-def _freeze_statistics(module: nn.Module | None) -> None:
-    if module is not None:
-        for part in module.modules():
-            if isinstance(part, _BatchNorm):
-                part.eval()
