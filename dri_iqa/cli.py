@@ -270,6 +270,24 @@ def export(
     print(f"{out}: crops (B, 3, {side}, {side}) -> normalised scores (B,); see {ABOUT} inside")
 
 
+@app.command()
+@friendly("dri-iqa repack")
+def repack(
+    model: Annotated[str, typer.Argument(help="Bundle folder, s3:// or models:/ URI.")],
+    out: Annotated[str, typer.Option(help="Folder or s3:// URI of the new bundle.")],
+    crops: Annotated[
+        str | None, typer.Option(help="Crop policy from then on, as for `score`.")
+    ] = None,
+) -> None:
+    """Write a bundle to pass on: with another crop policy, without paths of this machine."""
+    from dri_iqa.bundle import load_bundle
+    from dri_iqa.repack import repack as write
+
+    policy = f"random{crops}" if crops is not None and crops.isdecimal() else crops
+    digest = write(load_bundle(model), out, crops=policy)
+    print(f"{out}: {digest}")
+
+
 def _policy(crops: str | None) -> str | int | None:
     from dri_iqa.crops import parse_crops
 

@@ -153,6 +153,13 @@ class Spool:
         try:
             yield
         except OSError as error:
+            # a copy that finds no room names its source, too, but beside its target
+            source = error.filename if error.filename2 is None else None
+            if source and not Path(source).is_relative_to(self.folder):
+                raise storage.StorageError(
+                    f"cannot read {source}: {error.strerror}\n"
+                    "it was to be kept for MLflow; the same command tries again"
+                ) from None
             raise storage.StorageError(
                 f"cannot write to {self.folder}: {error.strerror or error}\n"
                 "make room there; the same command then goes on where this stopped"

@@ -44,6 +44,19 @@ def test_a_record_that_finds_no_room_leaves_no_half_of_it(tmp_path: Path) -> Non
     spool.close()
 
 
+def test_a_copy_tells_an_unreadable_source_from_a_full_disk(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    with pytest.raises(StorageError, match=r"cannot read .*gone\.json: No such file"):
+        spool.keep_copy(tmp_path / "gone.json")
+    large = tmp_path / "large.bin"
+    large.write_bytes(bytes(100_000))
+    with room(10), pytest.raises(StorageError, match=r"cannot write to .*spool: "):
+        spool.keep_copy(large)
+    kept = spool.folder / spool.keep_copy(large)
+    assert kept.read_bytes() == large.read_bytes()
+    spool.close()
+
+
 def test_what_ended_a_job_is_told_where_its_end_finds_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
