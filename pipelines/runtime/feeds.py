@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from dri_iqa import plan
 from dri_iqa.config import (
     MOST_HELD_OUT,
     ConfigError,
@@ -29,7 +30,6 @@ from dri_iqa.data.records import DataError
 from dri_iqa.data.samples import Streams, score_range, shuffled_scores
 from dri_iqa.data.schedule import Schedule, choose
 from dri_iqa.data.splits import Split, load_splits
-from dri_iqa.plan import stage2_streams
 from dri_iqa.seeds import Purpose
 from pipelines.runtime.fit import Inputs, RunSpec
 from pipelines.runtime.streams import Batch, stream
@@ -151,24 +151,17 @@ def train_batches(spec: RunSpec, rank: int, world: int) -> Stage2Batches:
     """
     seed, inputs = spec.config["seed"], spec.inputs
     model = from_dict(ModelConfig, spec.config["model"], "model")
-    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
     stage2 = from_dict(Stage2Config, spec.config["stage2"], "stage2")
     scored = Source(uri=inputs.scored_uri, digest=inputs.scored_digest)
     manifest = scored.open().manifest
     split = load_split(inputs)
     table = manifest.table()
     low, high = score_range(table, split.train)
-    wanted = stage2_streams(stage2, manifest.counts["references"] > 0)
+    wanted = plan.stage2_streams(stage2, manifest.counts["references"] > 0)
     train_ids = choose(split.train, stage2.max_images, seed)
     steps = _steps_per_epoch(len(train_ids), stage2.optim.batch_size)
-    auxiliary = None
-    if wanted.aux:
-        auxiliary = _auxiliary(
-            spec, model, stage1, stage2, steps * stage2.optim.epochs, rank, world
-        )
-    order = None
-    if wanted.order:
-        order = _order(spec, model, stage1, stage2, steps * stage2.optim.epochs, rank, world)
+    total_steps = steps * stage2.optim.epochs
+    auxiliary, order = _clean_streams(spec, wanted, total_steps, rank, world)
     batches = Stage2Batches(
         scored=scored,
         schedule=Schedule(
@@ -222,70 +215,54 @@ def check_batch(optim: OptimConfig, batch: int, world: int, stage: str, key: str
         )
 
 
-def _auxiliary(
-    spec: RunSpec,
-    model: ModelConfig,
-    stage1: Stage1Config,
-    stage2: Stage2Config,
-    total_steps: int,
-    rank: int,
-    world: int,
-) -> Stage1Batches:
-    """The clean stream of stage 2: as many steps as stage 2 has, in epochs of its own."""
+def _clean_streams(
+    spec: RunSpec, wanted: plan.Streams, total_steps: int, rank: int, world: int
+) -> tuple[Stage1Batches | None, OrderBatches | None]:
+    """Stage 2's clean images, in epochs of their own: those that restoration reads, and pairs of levels."""
     source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
     seed = spec.config["seed"]
-    return Stage1Batches(
-        clean=source,
-        schedule=_beside(source, stage1, stage2.aux_batch, total_steps, seed, Purpose.AUXILIARY),
-        degrade=stage1.degrade,
-        crop=model.crop,
-        run_seed=seed,
-        rank=rank,
-        world=world,
-        with_clean=True,
-        share_recipes=stage1.moco.deg_positive == "cross_content",
-    )
+    crop = spec.config["model"]["crop"]
+    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
+    stage2 = from_dict(Stage2Config, spec.config["stage2"], "stage2")
+    degrade = stage1.degrade
 
+    def schedule(batch: int, purpose: Purpose) -> Schedule:
+        places = clean_parts(source, stage1, seed).train
+        batch = min(batch, len(places))
+        return Schedule(
+            ids=places,
+            batch_size=batch,
+            epochs=-(-total_steps // (len(places) // batch)),
+            run_seed=seed,
+            purpose=purpose,
+            remainder="drop",
+        )
 
-def _order(
-    spec: RunSpec,
-    model: ModelConfig,
-    stage1: Stage1Config,
-    stage2: Stage2Config,
-    total_steps: int,
-    rank: int,
-    world: int,
-) -> OrderBatches:
-    """The pairs of neighbouring levels of stage 2, of the clean images that stage 1 trains on."""
-    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
-    seed = spec.config["seed"]
-    schedule = _beside(source, stage1, stage2.order_batch, total_steps, seed, Purpose.ORDER_STREAM)
-    check_batch(stage2.optim, schedule.batch_size, world, "stage2", "order_batch")
-    return OrderBatches(
-        clean=source,
-        schedule=schedule,
-        crop=model.crop,
-        region=max(stage1.degrade.region, model.crop),
-        run_seed=seed,
-        rank=rank,
-        world=world,
-    )
-
-
-def _beside(
-    source: Source, stage1: Stage1Config, batch: int, steps: int, seed: int, purpose: Purpose
-) -> Schedule:
-    """A schedule over the clean images that stage 1 trains on, for so many steps of stage 2."""
-    places = clean_parts(source, stage1, seed).train
-    batch = min(batch, len(places))
-    return Schedule(
-        ids=places,
-        batch_size=batch,
-        epochs=-(-steps // (len(places) // batch)),
-        run_seed=seed,
-        purpose=purpose,
-        remainder="drop",
-    )
+    auxiliary = order = None
+    if wanted.aux:
+        auxiliary = Stage1Batches(
+            clean=source,
+            schedule=schedule(stage2.aux_batch, Purpose.AUXILIARY),
+            degrade=degrade,
+            crop=crop,
+            run_seed=seed,
+            rank=rank,
+            world=world,
+            with_clean=True,
+            share_recipes=stage1.moco.deg_positive == "cross_content",
+        )
+    if wanted.order:
+        order = OrderBatches(
+            clean=source,
+            schedule=schedule(stage2.order_batch, Purpose.ORDER_STREAM),
+            crop=crop,
+            region=max(degrade.region, crop),
+            run_seed=seed,
+            rank=rank,
+            world=world,
+        )
+        check_batch(stage2.optim, order.schedule.batch_size, world, "stage2", "order_batch")
+    return auxiliary, order
 
 
 def _steps_per_epoch(images: int, batch: int) -> int:
