@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,14 +92,12 @@ def score(
     ] = False,
 ) -> None:
     """Score pictures: one row each with score, spread over the crops, and error."""
-    from dri_iqa.scoring import load_model
-
     policy = _policy(crops)
     form = format or format_of(out)
     if form is Format.parquet and out is None:
         raise ValueError("parquet is a binary format\nGive --out FILE.parquet")
     found = list(dict.fromkeys(_expand(paths)))
-    scorer = load_model(model or default_model(), precision=precision, compile=compile)
+    scorer = _scorer(model, precision=precision, compile=compile)
     rows = []
     for row in with_progress(scorer.iter_rows(found, crops=policy), len(found)):
         rows.append({**row, "model": scorer.name})
@@ -136,12 +134,11 @@ def explain(
 ) -> None:
     """Show what a picture's score comes from: crops, maps, and the degradations that are seen."""
     from dri_iqa import storage
-    from dri_iqa.scoring import load_model
 
     if format is Explained.html and out is None:
         raise ValueError("a page is a file\nGive --out FILE.html, or --format json.")
     policy = _policy(crops)
-    scorer = load_model(model or default_model())
+    scorer = _scorer(model)
     found = _explained(scorer, image, policy)
     if format is Explained.json:
         data = json.dumps(found.plain(), allow_nan=False) + "\n"
@@ -232,12 +229,11 @@ def monotonicity(
 ) -> None:
     """Degrade good pictures in steps, by every operator, and count how often the score falls."""
     from dri_iqa.evaluation.monotonicity import score_levels, summarise
-    from dri_iqa.scoring import load_model
 
     found = list(dict.fromkeys(_expand(paths)))
     policy = _policy(crops)
     assert policy is not None
-    scorer = load_model(model or default_model())
+    scorer = _scorer(model)
     tables = score_levels(scorer, found, crops=policy, levels=levels.value, seed=seed)
     results = list(with_progress(tables, len(found)))
     failed = {path: why for path, why in zip(found, results, strict=True) if isinstance(why, str)}
@@ -286,6 +282,14 @@ def repack(
     policy = f"random{crops}" if crops is not None and crops.isdecimal() else crops
     digest = write(load_bundle(model), out, crops=policy)
     print(f"{out}: {digest}")
+
+
+def _scorer(model: str | None, **options: Any) -> Scorer:
+    from dri_iqa.processor import keep_memory
+    from dri_iqa.scoring import load_model
+
+    keep_memory()
+    return load_model(model or default_model(), **options)
 
 
 def _policy(crops: str | None) -> str | int | None:

@@ -1,7 +1,8 @@
-"""What this machine's processor can do, from what Linux says of it; torch is not needed for it."""
+"""What this machine's processor can do, from what Linux says of it, and its memory; torch is not needed for it."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import re
 from pathlib import Path
@@ -22,3 +23,27 @@ def lacks_bf16(described: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return found is not None and BF16.isdisjoint(found[1].split())
+
+
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+}
+"""Environment of processes that train or score on a CPU, for glibc: memory that was used once stays with the process.
+
+By default it gives every map of some megabytes back to Linux when it is freed, and the next one is cleared again page
+by page: a fifth of a training step of preset `small`, a third of scoring with its model. One arena, because those of
+further threads hold nothing of more than 64 MiB.
+"""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def keep_memory() -> None:
+    """What `ALLOCATOR` does, for the main thread of a process that runs already; nothing without glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or none
+        return
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, -1)

@@ -28,6 +28,7 @@ from dri_iqa.bundle import Bundle, load_bundle
 from dri_iqa.crops import parse_crops
 from dri_iqa.images import resize
 from dri_iqa.models import DRIIQA, PackedModel, can_pack
+from dri_iqa.models.mobile import is_separable
 from dri_iqa.pictures import Picture, load_ahead
 from dri_iqa.processor import lacks_bf16
 
@@ -287,6 +288,8 @@ class _Runner:
         self.model, self.crop, self.device = model, crop, device
         self.size = micro_batch(crop, device)
         self.autocast = precision == "bf16"
+        last = device.type == "cpu" and not self.autocast and is_separable(model)
+        self.layout = torch.channels_last if last else torch.contiguous_format
 
     def predict(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> np.ndarray:
         crop = self.crop
@@ -334,4 +337,5 @@ class _Runner:
 
     def _tensor(self, image_BHWC: np.ndarray) -> Tensor:
         pixel_BHWC = torch.from_numpy(np.ascontiguousarray(image_BHWC)).to(self.device)
-        return pixel_BHWC.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        pixel_BCHW = pixel_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
+        return pixel_BCHW.float().div_(255)

@@ -20,6 +20,7 @@ import ray
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dri_iqa.processor import ALLOCATOR, keep_memory
 from pipelines.runtime.config import ClusterConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +169,7 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
                 f"cluster=none trains in this process, {config.workers} workers were asked for\n"
                 "set cluster.workers=1, or use cluster=local"
             )
+        keep_memory()
         yield {"CPU": float(config.num_cpus or os.cpu_count() or 1), "GPU": _visible_gpus()}
         return
     environment = {
@@ -177,6 +179,7 @@ def connect(config: ClusterConfig, *, verbose: bool = False) -> Iterator[dict[st
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": os.environ.get(
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{_start_timeout_s(config):.0f}"
         ),
+        **{name: os.environ.get(name, value) for name, value in ALLOCATOR.items()},
     }
     os.environ.update(environment)
     common: dict[str, Any] = {
