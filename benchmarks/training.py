@@ -2,6 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training.py --csv benchmarks/results/training.csv
     OMP_NUM_THREADS=1 python benchmarks/training.py --preset tiny model.crop=96
+    OMP_NUM_THREADS=1 python benchmarks/training.py --precision fp32 [--give-back]    as processes with and without
+                                                                                      `keep_memory`
 
 Both kinds of layers take steps on the same random batches by turns, in one run; `cpu_seconds` are the process's own, so
 that other work on the machine hardly counts. What differs is in `dri_iqa/models/mobile.py` and `norm.py`. Weights
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dri_iqa.models import backbone, norm
+from dri_iqa.processor import keep_memory
 from dri_iqa.stages import PretrainStage, Stage, TrainStage
 from pipelines.runtime.config import JobConfig, compose
 
@@ -80,10 +83,12 @@ def batch_of(config: JobConfig, name: str) -> tuple[int, dict[str, Tensor]]:
     return count, labelled | views(more, "aux_", "A") | {"aux_clean_ACHW": pixels(more)}
 
 
-def step(stage: Stage, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> float:
+def step(
+    stage: Stage, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], bf16: bool
+) -> float:
     """CPU seconds of one step."""
     begun = time.process_time()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, _ = stage(stage.prepare(batch))
     loss.backward()
     optimizer.step()
@@ -91,7 +96,7 @@ def step(stage: Stage, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor
     return time.process_time() - begun
 
 
-def measure(config: JobConfig, name: str) -> dict[str, Any]:
+def measure(config: JobConfig, name: str, bf16: bool) -> dict[str, Any]:
     """One row of the table."""
     stages = {"ours": build(config, name)}
     with usual_layers():
@@ -103,7 +108,7 @@ def measure(config: JobConfig, name: str) -> dict[str, Any]:
     }
     for number in range(ROUNDS + 1):  # the first one warms up
         for kind, stage in stages.items():
-            spent = step(stage, optimizers[kind], batch)
+            spent = step(stage, optimizers[kind], batch, bf16)
             seconds[kind] += [spent] if number else []
     best = {kind: statistics.median(values) for kind, values in seconds.items()}
     return {
@@ -119,13 +124,19 @@ def measure(config: JobConfig, name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--preset", default="small")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--give-back", action="store_true", help="memory, as glibc does by default")
     parser.add_argument("--csv", type=Path, help="file to write")
     given, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    if not given.give_back:
+        keep_memory()
     nothing = ("model.backbone.weights=random", "stage2.perceptual.weights=random")
     config = compose("full", [f"preset={given.preset}", *nothing, *overrides])
-    rows = [{"preset": given.preset} | measure(config, name) for name in ("stage 1", "stage 2")]
+    bf16 = given.precision == "bf16"
+    facts = {"preset": given.preset, "precision": given.precision, "give_back": given.give_back}
+    rows = [facts | measure(config, name, bf16) for name in ("stage 1", "stage 2")]
     for row in rows:
         print(row)
     if given.csv:
