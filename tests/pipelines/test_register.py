@@ -86,6 +86,7 @@ def test_jobs_contest_with_the_registered_bundle_and_the_pointer_follows(
 
     def pointer() -> tuple[str, str]:
         found = json.loads((output / "champion.json").read_text())
+        assert found["scores"] == "human"
         return Path(found["bundle"]).name, found["model"]
 
     first = job("bad")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from dri_iqa.data.records import DataSet, Record
 from dri_iqa.data.samples import Streams
 from dri_iqa.data.schedule import Schedule
 from dri_iqa.data.shards import plan_shards, write_shard
+from dri_iqa.processor import ALLOCATOR
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.config import ClusterConfig
 from pipelines.runtime.feeds import Feed
@@ -178,6 +180,11 @@ class Group:
             if notes.exists()
             else []
         )
+
+
+def test_processes_keep_their_memory(cluster: None) -> None:
+    task = ray.remote(num_cpus=0.1)(lambda: {name: os.environ.get(name) for name in ALLOCATOR})
+    assert ray.get(task.remote()) == {n: os.environ.get(n, v) for n, v in ALLOCATOR.items()}
 
 
 def test_what_is_seen_is_the_schedule(cluster: None, stage1: Stage1Batches, tmp_path: Path) -> None:
