@@ -9,7 +9,7 @@ import torch
 
 from dri_iqa.models.dri_iqa import evaluating
 from dri_iqa.stages.base import to_float
-from tests.stages.test_train import build, optimiser, step
+from tests.stages.builder import build, optimiser, step
 from tests.tiny import stage2_batch
 
 
