@@ -21,6 +21,7 @@ from dri_iqa.config import Stage1Config, from_dict
 from dri_iqa.data.batches import Source
 from dri_iqa.data.manifest import Manifest, ShardReader
 from dri_iqa.data.splits import PARTS, load_splits
+from dri_iqa.default_model import shipped_model
 from dri_iqa.evaluation.probe import half_features
 from pipelines.runtime.feeds import clean_parts
 from pipelines.runtime.probing import clean_views
@@ -281,18 +282,27 @@ def test_the_champion_scores_elsewhere_and_the_command_line_agrees(
         assert math.isclose(json.loads(scored.stdout)[0]["score"], good["score"], abs_tol=1e-5)
 
 
-def test_the_command_line_finds_the_champion_by_itself(finished, photo: Path) -> None:
-    scored = subprocess.run(
-        [str(Path(sys.executable).parent / "dri-iqa"), "score", str(photo), "--format", "json"],
-        capture_output=True,
-        text=True,
-        cwd=finished.output.parent,
-        env=jobs.environment(),
-        check=False,
-    )
-    assert scored.returncode == 0, scored.stderr
-    bundle = load_bundle(finished.summary["bundle"])
-    assert bundle.digest[:12] in json.dumps(json.loads(scored.stdout))
+def test_the_command_line_finds_the_champion_by_itself(
+    finished, photo: Path, tmp_path: Path
+) -> None:
+    pointer = json.loads((finished.output / "champion.json").read_text(encoding="utf-8"))
+    assert pointer["scores"] == "pseudo"
+    champion, runs = finished.output / pointer["bundle"], tmp_path / "runs"
+    runs.mkdir()
+    for scores, bundle in (("pseudo", shipped_model() or champion), ("human", champion)):
+        # a champion of pseudo scores stands behind the model that comes along, one of human scores before it
+        written = json.dumps({**pointer, "bundle": str(champion), "scores": scores})
+        (runs / "champion.json").write_text(written, encoding="utf-8")
+        scored = subprocess.run(
+            [str(Path(sys.executable).parent / "dri-iqa"), "score", str(photo), "--format", "json"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=jobs.environment(),
+            check=False,
+        )
+        assert scored.returncode == 0, scored.stderr
+        assert load_bundle(bundle).digest[:12] in json.dumps(json.loads(scored.stdout)), scores
 
 
 def test_a_finished_job_says_so_and_trains_nothing(finished) -> None:
