@@ -15,6 +15,7 @@ __all__ = [
     "MOST_HELD_OUT",
     "Augment",
     "BackboneConfig",
+    "CompanionConfig",
     "ConfigError",
     "DREConfig",
     "DegradeConfig",
@@ -198,6 +199,27 @@ class PerceptualConfig(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompanionConfig(StrictConfig):
+    """A kernel regression beside the trained network, on maps of the backbone's first weights. Not in the paper."""
+
+    images: int = 0
+    """Most training images that it is fitted on and keeps statistics of (in a bundle, how many it has); 0: none."""
+    blocks: tuple[int, ...] = ()
+    """0-based blocks of the backbone whose maps it pools; () takes `backbone.blocks`."""
+    gamma: float = 0.5
+    """Width of the Gaussian kernel: exp(-gamma d^2), d^2 the mean over standardised statistics."""
+    weight: float = 0.5
+    """Its share in the score; the network has the rest."""
+
+    def __post_init__(self) -> None:
+        if self.images < 0 or self.gamma <= 0 or not 0 <= self.weight <= 1:
+            raise ConfigError(
+                f"companion: got images={self.images}, gamma={self.gamma}, weight={self.weight}; "
+                "expected images >= 0, gamma > 0 and a weight in [0, 1]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(StrictConfig):
     """Everything that decides the shapes of the whole model; stored in every bundle."""
 
@@ -207,6 +229,7 @@ class ModelConfig(StrictConfig):
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     ram: RAMConfig = field(default_factory=RAMConfig)
+    companion: CompanionConfig = field(default_factory=CompanionConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

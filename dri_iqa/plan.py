@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dri_iqa.config import ConfigError, ModelConfig, Stage2Config
+from dri_iqa.config import CompanionConfig, ConfigError, ModelConfig, Stage2Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +146,14 @@ def stage2_streams(stage2: Stage2Config, has_references: bool) -> Streams:
 
 
 def model_of_variant(model: ModelConfig, stage2: Stage2Config) -> ModelConfig:
-    """The model's sizes with the predictor that the variant has: `maniqa` is the baseline without an extractor.
+    """The sizes of what trains, with the predictor that the variant has: `maniqa` is the baseline without an extractor.
+
+    A companion is left out: it is fitted when the training has ended.
 
     Raises:
         ConfigError: the baseline's predictor in another variant.
     """
+    model = replace(model, companion=CompanionConfig())
     if stage2.variant == "maniqa":
         return replace(model, predictor=replace(model.predictor, baseline="maniqa"))
     if model.predictor.baseline == "maniqa":

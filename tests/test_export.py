@@ -29,11 +29,18 @@ for count in (1, 2, 5):
 """
 
 
-@pytest.mark.parametrize("variant", ["proposed", "maniqa"])
+@pytest.mark.parametrize("variant", ["proposed", "maniqa", "companion"])
 def test_an_exported_program_scores_as_the_model_does(tmp_path: Path, variant: str) -> None:
-    overrides = ["model.predictor.baseline=maniqa"] if variant == "maniqa" else []
+    overrides = {
+        "proposed": [],
+        "maniqa": ["model.predictor.baseline=maniqa"],
+        "companion": ["model.companion.images=6"],
+    }[variant]
     config = compose("full", ["preset=tiny", *overrides]).model
     model = build_model(config, backbone_weights=False, seed=1).eval()
+    if model.companion is not None:
+        image_NCHW = torch.rand(6, 3, config.crop, config.crop)
+        model.companion.fit(model.companion.statistics(image_NCHW), torch.linspace(0, 1, 6))
     folder, program = tmp_path / "bundle", tmp_path / "model.pt2"
     scale = ScoreScale(lo=1, hi=5, name="MOS")
     digest = save_bundle(model, folder, model_config=config, score=scale, meta={})

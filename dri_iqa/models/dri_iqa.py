@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dri_iqa.config import ModelConfig
 from dri_iqa.models.backbone import Backbone
 from dri_iqa.models.checks import check_model, token_grid
+from dri_iqa.models.companion import KernelCompanion
 from dri_iqa.models.dre import DREEncoder, lower, upper
 from dri_iqa.models.predictor import Predictor
 from dri_iqa.models.readout import PooledReadout
@@ -62,6 +63,10 @@ class DRIIQA(nn.Module):
             )
             self.readout = PooledReadout([*self.backbone.widths, *halves])
             self.predictor.head.start_at_zero()  # the first scores are the readout's
+        self.companion: KernelCompanion | None = None
+        if config.companion.images:
+            with seeded(seed, BACKBONE):
+                self.companion = KernelCompanion(config, load_weights=load_backbone_weights)
 
     def _levels(self) -> Sequence[int]:
         """1-based layers of the extractor whose quality halves the score reads."""
@@ -83,11 +88,19 @@ class DRIIQA(nn.Module):
 
     def score(self, image_BCHW: Tensor, features: Sequence[Tensor]) -> Tensor:
         """As `forward`, with the extractor's five maps at hand (none for the MANIQA baseline)."""
-        if self.readout is None:
-            return self.predictor(self.backbone(image_BCHW), self._quality(features))
         maps, quality = self.read(image_BCHW, features)
         score_B = self.predictor(self.backbone.on_grid(maps), quality)
-        return score_B + self.readout([*maps, *quality])
+        if self.readout is not None:
+            score_B = score_B + self.readout([*maps, *quality])
+        return self.accompanied(score_B, image_BCHW)
+
+    def accompanied(self, score_B: Tensor, image_BCHW: Tensor) -> Tensor:
+        """The network's scores of these crops and the companion's, where there is one, in their shares."""
+        if self.companion is None:
+            return score_B
+        with torch.autocast(image_BCHW.device.type, enabled=False):  # as it was fitted
+            own_B = self.companion(image_BCHW.float())
+        return torch.lerp(score_B.float(), own_B, self.config.companion.weight)
 
     def read(
         self, image_BCHW: Tensor, features: Sequence[Tensor]

@@ -59,6 +59,7 @@ class PackedModel(nn.Module):
         self.backbone = PackedBackbone(model.backbone)
         self.predictor = _packed(model.predictor)
         self.readout = model.readout
+        self.accompanied = model.accompanied
         self.maps = model.maps
         self.eval()
 
@@ -68,10 +69,10 @@ class PackedModel(nn.Module):
             quality = () if self.extractor is None else self.extractor(image_BCHW)
             maps = self.backbone.maps(image_BCHW)
             score_B = self.predictor(self.backbone.on_grid(maps), quality)
-        if self.readout is None:
-            return score_B
-        with torch.no_grad():  # in fp32, as it was fitted
-            return score_B.float() + self.readout([*maps, *quality])
+        with torch.no_grad():
+            if self.readout is not None:  # in fp32, as it was fitted
+                score_B = score_B.float() + self.readout([*maps, *quality])
+            return self.accompanied(score_B, image_BCHW)
 
 
 def _packed(module: nn.Module) -> nn.Module:

@@ -15,8 +15,23 @@ from torch import Tensor, nn
 
 PENALTIES = tuple(10.0 ** (power / 2) for power in range(-2, 11))
 """Ridge penalties that are tried, for standardised statistics and sums over images."""
-_FLOOR = 1e-3
+FLOOR = 1e-3
 """Least deviation of a statistic over images: one that is as good as constant stays small."""
+
+
+def pooled_statistics(maps: Sequence[Tensor]) -> Tensor:
+    """Mean and deviation over positions of every channel, (B, F), float32 whatever the maps' type.
+
+    Args:
+        maps: (B, C, H, W) of any sizes.
+    """
+    parts = []
+    for map_BCHW in maps:
+        map_BCX = map_BCHW.flatten(2).float()
+        mean_BC = map_BCX.mean(2)
+        variance_BC = (map_BCX - mean_BC[:, :, None]).square().mean(2)
+        parts += [mean_BC, (variance_BC + 1e-6).sqrt()]
+    return torch.cat(parts, dim=1)
 
 
 class PooledReadout(nn.Module):
@@ -42,18 +57,8 @@ class PooledReadout(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """(B,) normalised scores of maps (B, C, H, W) of any size."""
-        standard_BF = (self.statistics(maps) - self.mean_F) / self.scale_F
+        standard_BF = (pooled_statistics(maps) - self.mean_F) / self.scale_F
         return self.linear(standard_BF).squeeze(1).float()
-
-    def statistics(self, maps: Sequence[Tensor]) -> Tensor:
-        """Mean and deviation of every map, (B, F), float32 whatever the maps' type."""
-        parts = []
-        for map_BCHW in maps:
-            map_BCX = map_BCHW.flatten(2).float()
-            mean_BC = map_BCX.mean(2)
-            variance_BC = (map_BCX - mean_BC[:, :, None]).square().mean(2)
-            parts += [mean_BC, (variance_BC + 1e-6).sqrt()]
-        return torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def fit(
@@ -86,7 +91,7 @@ class PooledReadout(nn.Module):
             raise ValueError(f"a readout is fitted on at least two images, got {int(images)}")
         mean_G = moments[-1, :-1] / images
         covariance_GG = moments[:-1, :-1] / images - mean_G[:, None] * mean_G
-        scale_F = covariance_GG.diagonal()[:count].clamp(min=0).sqrt().clamp(min=_FLOOR)
+        scale_F = covariance_GG.diagonal()[:count].clamp(min=0).sqrt().clamp(min=FLOOR)
         gram_FF = images * covariance_GG[:count, :count] / scale_F[:, None] / scale_F
         cross_F = images * covariance_GG[:count, count] / scale_F
         weight_F, penalty = _ridge(gram_FF, cross_F, images * covariance_GG[count, count], images)

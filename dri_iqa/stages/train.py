@@ -34,6 +34,7 @@ from dri_iqa.models.dri_iqa import (
 from dri_iqa.models.nafnet import PADDING, NAFNet
 from dri_iqa.models.parallel import average_running_statistics, freeze_running_statistics
 from dri_iqa.models.perceptual import PerceptualDistance
+from dri_iqa.models.readout import pooled_statistics
 from dri_iqa.models.weights import RANDOM, seeded
 from dri_iqa.plan import Plan, Streams, model_of_variant, stage2_plan
 from dri_iqa.stages.base import Batch, Metrics, Stage, to_float
@@ -171,7 +172,7 @@ class TrainStage(Stage):
                 features = self.model.dre(image_BCHW) if self.model.dre is not None else ()
                 maps, quality = self.model.read(image_BCHW, features)
                 images += len(image_BCHW)
-                yield readout.statistics([*maps, *quality]), batch["score_B"].float()
+                yield pooled_statistics([*maps, *quality]), batch["score_B"].float()
 
         with evaluating(self), torch.no_grad():
             penalty = readout.fit(rows(), add)

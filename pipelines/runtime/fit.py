@@ -271,7 +271,7 @@ def _train(settings: dict[str, Any], host: Host) -> None:
         training.key = settings["key"]
     before = storage.join(settings["target"], "untrained")
     if settings["untrained"] and host.rank == 0 and not storage.exists(before):
-        export(training.stage, spec, before, describe, probe=False)
+        export(training.stage, spec, before, describe, finished=False)
         training.journal.post(run=training.key, parts=parts_table(spec, describe))
     begun = time.monotonic()
     history = train(training, host)
@@ -281,7 +281,13 @@ def _train(settings: dict[str, Any], host: Host) -> None:
             run=training.key, say=f"{storage.retries()} requests to storage were repeated"
         )
     if host.rank == 0:
-        result = export(training.stage, spec, settings["target"], describe)
+        result = export(
+            training.stage,
+            spec,
+            settings["target"],
+            describe,
+            say=lambda words: training.journal.post(run=training.key, say=words),
+        )
         result |= {"history": history, "seconds": round(seconds, 2)}
         if settings["untrained"]:
             from pipelines.runtime.restoring import show_restoration

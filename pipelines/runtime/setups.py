@@ -21,6 +21,7 @@ from dri_iqa.extractor import ExtractorConfig, load_extractor, save_extractor
 from dri_iqa.models.table import model_table
 from dri_iqa.stages import PretrainStage, TrainStage
 from dri_iqa.stages.base import Stage
+from pipelines.runtime.companion import with_companion
 from pipelines.runtime.feeds import Batches, Feed, clean_parts, load_split
 from pipelines.runtime.fit import Result, RunSpec
 from pipelines.runtime.loop import Training
@@ -115,10 +116,21 @@ SETUPS: dict[str, Setup] = {"pretrain": setup_pretrain, "train": setup_train}
 
 
 def export(
-    stage: Stage, spec: RunSpec, target: str, describe: Describe, *, probe: bool = True
+    stage: Stage,
+    spec: RunSpec,
+    target: str,
+    describe: Describe,
+    *,
+    finished: bool = True,
+    say: Callable[[str], object] = lambda words: None,
 ) -> Result:
-    """Write what a finished run leaves: stage 1 its whole state, stage 2 a bundle that scores pictures and, with
-    `probe`, explains what its extractor sees.
+    """Write what a run leaves: stage 1 its whole state, stage 2 a bundle that scores pictures.
+
+    Args:
+        target: URI of the run's results.
+        finished: False keeps stage 2's model as it is; True gives it its companion, where one is asked for, and a probe
+            that explains what its extractor sees.
+        say: hears what takes long.
 
     Returns:
         `uri` and `sha256` of what was written.
@@ -134,13 +146,14 @@ def export(
             "config": spec.config,
         }
         uri = storage.join(target, "bundle")
+        model = with_companion(stage, spec, say) if finished else stage.inference_model()
         digest = save_bundle(
-            stage.inference_model(),
+            model,
             uri,
-            model_config=stage.model_config,  # a variant's, where that differs from the configured one
+            model_config=model.config,  # a variant's, where that differs from the configured one
             score=from_dict(ScoreScale, describe["scale"]),
             meta=meta,
-            probe=degradation_probe(stage, spec) if probe else None,
+            probe=degradation_probe(stage, spec) if finished else None,
         )
         return {"uri": uri, "sha256": digest}
     uri = storage.join(target, "extractor")

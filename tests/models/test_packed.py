@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from dri_iqa.config import BackboneConfig, DREConfig, PredictorConfig
+from dri_iqa.config import BackboneConfig, CompanionConfig, DREConfig, PredictorConfig
 from dri_iqa.models import PackedModel, build_model, can_pack
 from dri_iqa.models.backbone import Backbone
 from dri_iqa.models.dre import DREEncoder, lower
@@ -102,6 +102,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"dre": DREConfig(width=8, norm="bn")},
     "maniqa": {"predictor": PredictorConfig(embed_dim=48, swin_mlp=48, baseline="maniqa")},
     "readout": {"predictor": PredictorConfig(embed_dim=48, swin_mlp=48, readout="linear")},
+    "companion": {"companion": CompanionConfig(images=9, weight=0.4)},
     "convolutional": {
         "backbone": BackboneConfig(name="mobilenetv2_050", weights="none", blocks=(1, 2)),
         "predictor": PredictorConfig(embed_dim=48, swin_mlp=48, token=16),
@@ -114,6 +115,9 @@ def model(request: pytest.FixtureRequest) -> DRIIQA:
     model = build_model(tiny_model(**MODELS[request.param]), backbone_weights=False).eval()
     if model.readout is not None:
         torch.nn.init.normal_(model.readout.linear.weight, std=0.01)
+    if model.companion is not None:
+        statistics_NF = model.companion.statistics(torch.rand(9, 3, CROP, CROP))
+        model.companion.fit(statistics_NF, torch.linspace(0, 1, 9))
     return model
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dri_iqa.config import PredictorConfig
 from dri_iqa.models.dri_iqa import DRIIQA, build_model
-from dri_iqa.models.readout import PENALTIES, PooledReadout
+from dri_iqa.models.readout import PENALTIES, PooledReadout, pooled_statistics
 from dri_iqa.stages import TrainStage
 from tests.tiny import CROP, stage2_batch, tiny_model, tiny_stage1, tiny_stage2
 
@@ -34,7 +34,7 @@ def predicted(readout: PooledReadout, statistics_NF: Tensor) -> np.ndarray:
 
 def test_statistics_are_mean_and_deviation_of_maps_of_any_size() -> None:
     maps = [torch.randn(2, 3, 5, 4), torch.randn(2, 1, 9, 9)]
-    found_BF = PooledReadout([3, 1]).statistics(maps)
+    found_BF = pooled_statistics(maps)
     expected = [stat for m in maps for stat in (m.mean((2, 3)), m.flatten(2).std(2, correction=0))]
     assert torch.allclose(found_BF, torch.cat(expected, 1), atol=1e-5)
 
