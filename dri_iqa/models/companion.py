@@ -113,6 +113,17 @@ class KernelCompanion(nn.Module):
         return best[2]
 
 
+def check_companion(config: ModelConfig) -> None:
+    """Whether the companion that is fitted when training has ended can be built; said before training.
+
+    Raises:
+        ConfigError: blocks that the backbone does not have.
+    """
+    if config.companion.images:
+        with torch.device("meta"):
+            KernelCompanion(config, load_weights=False)
+
+
 def _gaussian(x_BF: Tensor, y_NF: Tensor, gamma: float) -> Tensor:
     """exp(-gamma d^2), (B, N), with d^2 the mean over statistics."""
     square_BN = (

@@ -18,6 +18,7 @@ from dri_iqa.config import (
 )
 from dri_iqa.data.batches import Source, Stage1Batches, Stage2Batches
 from dri_iqa.extractor import ExtractorConfig, load_extractor, save_extractor
+from dri_iqa.models.companion import check_companion
 from dri_iqa.models.table import model_table
 from dri_iqa.stages import PretrainStage, TrainStage
 from dri_iqa.stages.base import Stage
@@ -76,6 +77,7 @@ def setup_train(
     manifest = scored.open().manifest
     split = load_split(inputs)
     has_references = manifest.counts["references"] > 0
+    check_companion(model)
     stage = TrainStage(
         model,
         stage1,

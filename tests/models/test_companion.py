@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dri_iqa.bundle import ScoreScale, load_bundle, save_bundle
 from dri_iqa.config import CompanionConfig, ConfigError, ModelConfig
-from dri_iqa.models.companion import PENALTIES, KernelCompanion
+from dri_iqa.models.companion import PENALTIES, KernelCompanion, check_companion
 from dri_iqa.models.dri_iqa import DRIIQA, build_model
 from tests.tiny import CROP, tiny_model
 
@@ -104,3 +104,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for wrong in ({"images": -1}, {"gamma": 0.0}, {"weight": 1.5}):
         with pytest.raises(ConfigError, match="companion: got"):
             CompanionConfig(**wrong)
+    check_companion(tiny_model(companion=CompanionConfig(images=3, blocks=(1,))))
+    with pytest.raises(ConfigError, match=r"blocks=\(99,\), but .* has blocks 0\.\."):
+        check_companion(tiny_model(companion=CompanionConfig(images=3, blocks=(99,))))
+    check_companion(tiny_model(companion=CompanionConfig(blocks=(99,))))  # there will be none

@@ -28,7 +28,7 @@ class Finished:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     output = tmp_path_factory.mktemp("finished") / "runs"
-    arguments = (f"output={output}", *jobs.BRIEF)
+    arguments = (f"output={output}", *jobs.BRIEF, "model.companion.images=40")
     answer = jobs.run("full", *arguments)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return Finished(output, answer, arguments)
