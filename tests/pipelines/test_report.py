@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dri_iqa.data.records import DataSet, Record
 from pipelines.report import _tested
-from tests.pipelines.test_restoring import ingested, picture
+from tests.pipelines.toy import ingested, picture
 
 HEAD = "image_id,score,std,error,name,group,type,level,subset,given\n"
 
