@@ -198,6 +198,10 @@ class PerceptualConfig(StrictConfig):
     """Normalise its input with ImageNet's mean and deviation."""
 
 
+MOST_REMEMBERED = 16_384
+"""Images of a companion: fitting solves as many equations (8 GB of memory, an hour), a bundle holds as many rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompanionConfig(StrictConfig):
     """A kernel regression beside the trained network, on maps of the backbone's first weights. Not in the paper."""
@@ -212,10 +216,10 @@ class CompanionConfig(StrictConfig):
     """Its share in the score; the network has the rest."""
 
     def __post_init__(self) -> None:
-        if self.images < 0 or self.gamma <= 0 or not 0 <= self.weight <= 1:
+        if not 0 <= self.images <= MOST_REMEMBERED or self.gamma <= 0 or not 0 <= self.weight <= 1:
             raise ConfigError(
                 f"companion: got images={self.images}, gamma={self.gamma}, weight={self.weight}; "
-                "expected images >= 0, gamma > 0 and a weight in [0, 1]"
+                f"expected images from 0 to {MOST_REMEMBERED}, gamma > 0 and a weight in [0, 1]"
             )
 
 

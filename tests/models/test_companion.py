@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_refused() -> None:
     statistics_NF, score_N = training(companion)
     with pytest.raises(ValueError, match="companion of 24 images got 23 statistics and 24 scores"):
         companion.fit(statistics_NF[1:], score_N)
-    for wrong in ({"images": -1}, {"gamma": 0.0}, {"weight": 1.5}):
+    for wrong in ({"images": -1}, {"images": 10**6}, {"gamma": 0.0}, {"weight": 1.5}):
         with pytest.raises(ConfigError, match="companion: got"):
             CompanionConfig(**wrong)
     check_companion(tiny_model(companion=CompanionConfig(images=3, blocks=(1,))))

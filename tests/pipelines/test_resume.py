@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 def test_killed_in_the_search_and_in_stage_2(finished, tmp_path: Path) -> None:
     output = tmp_path / "runs"
-    arguments = (f"output={output}", *jobs.BRIEF)
+    arguments = (f"output={output}", *finished.arguments[1:])
 
     def checkpoints(stage: str) -> set[str]:
         """Runs with two of them: the first is on record then, and where it resumes is a matter of fact."""
