@@ -365,10 +365,11 @@ class Stage2Config(StrictConfig):
     nce_source: Literal["auto", "iqa", "aux", "iqa_pair"] = "auto"
     """Whose crops carry the contrastive losses in stage 2."""
     augment: Augment = "flip"
-    """How crops of labelled images are turned: mirrored at random (paper 4.2), or by quarter turns as well, so that few
-    scenes teach restoration for longer. Photographs are judged upright: people may score a turned one otherwise.
-    `dihedral_channels` also exchanges the colour channels, so that restoration meets colours that no training scene
-    has: for scores that treat channels alike, as the sample's SSIM does and people do not."""
+    """How crops of labelled images, and auxiliary clean photographs before they are degraded, are turned: mirrored at
+    random (paper 4.2), or by quarter turns as well, so that few scenes teach restoration for longer. Photographs are
+    judged upright: people may score a turned one otherwise. `dihedral_channels` also exchanges the colour channels, so
+    that restoration meets colours that no training scene has: for scores that treat channels alike, as the sample's
+    SSIM does and people do not."""
     val_crops: int = 5
     """Crops per validation image at the end of an epoch."""
     select: Literal["last", "val"] = "last"

@@ -37,6 +37,7 @@ class Purpose(IntEnum):
         20  # pairs of neighbouring levels: (epoch, image_index, 0) for the draw, 1 for the noise
     )
     ORDER_STREAM = 21  # order of the clean images of those pairs: (epoch,)
+    TURN = 22  # quarter turns and exchanged channels of a clean image: (epoch, image_index)
 
 
 def generator(run_seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from dri_iqa import storage
 from dri_iqa.config import BackboneConfig
 from dri_iqa.data.batches import Source
 from dri_iqa.data.splits import load_splits
 from pipelines.ingest import ingest
+from pipelines.runtime import config as configuration
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, main
 from pipelines.runtime.tasks import run_tasks
 from pipelines.testing import correlations, show
+
+_CHUNK = 64
+"""Images whose features are computed, and kept, together."""
 
 
 def yardstick(job: Job, inputs: Inputs) -> Result:
@@ -55,22 +63,39 @@ def show_yardstick(job: Job, result: Result) -> None:
 
 
 def _features(job: Job, source: Source, ids: np.ndarray, meter: Any) -> np.ndarray:
-    chunks = [part.tolist() for part in np.array_split(ids, max(1, len(ids) // 64))]
-    size = job.config.evaluate.yardstick_size
+    """One row for each of `ids`. Features depend on no split and no score, so they are kept, a chunk of images at a
+    time: a killed job goes on, and other splits of the same images read them.
+    """
+    how = _Pooling(job.config.model.backbone, job.config.evaluate.yardstick_size, job.config.seed)
+    in_order = np.sort(ids)
+    name = configuration.digest([source.digest, asdict(how), in_order.tolist()])
+    folder = storage.join(job.output, "features", name)
+    chunks = np.array_split(in_order, max(1, len(ids) // _CHUNK))
     calls = [
-        (number, source, part, job.config.model.backbone, size)
+        (number, storage.join(folder, f"{number:05d}.parquet"), source, part.tolist(), how)
         for number, part in enumerate(chunks)
     ]
     found: dict[int, np.ndarray] = {}
     for number, rows_NF in run_tasks(_pooled, calls, cpus=min(1.0, job.plan.total_cpus)):
         found[number] = rows_NF
         meter.update(len(found), len(calls))
-    return np.concatenate([found[number] for number in range(len(calls))])
+    rows_NF = np.concatenate([found[number] for number in range(len(calls))])
+    return rows_NF[np.searchsorted(in_order, ids)]
+
+
+@dataclass(frozen=True)
+class _Pooling:
+    backbone: BackboneConfig
+    size: int
+    seed: int
 
 
 def _pooled(
-    number: int, source: Source, ids: Sequence[int], backbone: BackboneConfig, size: int
+    number: int, uri: str, source: Source, ids: Sequence[int], how: _Pooling
 ) -> tuple[int, np.ndarray]:
+    if storage.exists(uri):
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        return number, np.stack(table["features"].to_numpy())
     import torch
 
     from dri_iqa.evaluation.yardstick import pooled_features
@@ -78,7 +103,12 @@ def _pooled(
     torch.set_num_threads(1)
     reader = source.open()
     images = (reader.read(image_id)["bytes"] for image_id in ids)
-    return number, pooled_features(images, backbone, size=size)
+    rows_NF = pooled_features(images, how.backbone, seed=how.seed, size=how.size)
+    column = pa.FixedSizeListArray.from_arrays(rows_NF.ravel(), rows_NF.shape[1])
+    stream = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image_id": ids, "features": column}), stream)
+    storage.write_bytes(uri, stream.getvalue().to_pybytes())
+    return number, rows_NF
 
 
 def steps(job: Job) -> None:

@@ -53,6 +53,7 @@ class Stage1Batches:
     share_recipes: bool = False
     """Neighbours in the global batch get one recipe for their first views: positives of
     `moco.deg_positive = cross_content`, which independent chains would hardly ever give."""
+    augment: Augment = "flip"
 
     @property
     def max_rows(self) -> int:
@@ -82,6 +83,7 @@ class Stage1Batches:
             with_clean=self.with_clean,
             batch_position=index,
             recipe_of=recipe_of,
+            augment=self.augment,
         )
 
 

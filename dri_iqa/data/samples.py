@@ -72,6 +72,7 @@ def stage1_batch(
     with_clean: bool = False,
     batch_position: int | None = None,
     recipe_of: Mapping[int, int] | None = None,
+    augment: Augment = "flip",
 ) -> dict[str, np.ndarray]:
     """Samples of the contrastive stage: every clean image degraded twice, two crops of each (3.1,
     3.2).
@@ -88,6 +89,7 @@ def stage1_batch(
         with_clean: also the clean pixels under x11 (the auxiliary stream of stage 2).
         batch_position: the step in its epoch; needed for chains of one length a batch.
         recipe_of: image id -> id of the image whose first recipe it takes over.
+        augment: what is done to a clean image before it is degraded; its crops are mirrored anyway.
 
     Returns:
         crops_B4CHW uint8 in the order x11, x12, x21, x22; type_mask_B2 and recipe_hash_B2 int64 of
@@ -97,7 +99,7 @@ def stage1_batch(
     for epoch, _, image_id in rows:
         clean_HWC = resize_short_side(decode(reader.read(image_id)["bytes"]), crop)
         sample = degrade_clean(
-            clean_HWC,
+            _turned(clean_HWC, run_seed, epoch, image_id, augment),
             run_seed=run_seed,
             epoch=epoch,
             image_index=image_id,
@@ -330,16 +332,37 @@ def _window(
     top = int(rng.integers(shape[0] - crop + 1))
     left = int(rng.integers(shape[1] - crop + 1))
     flip = bool(rng.random() < 0.5)
+    return Window(top, left, crop, flip, *_turn(rng, augment))
+
+
+def _turn(rng: np.random.Generator, augment: Augment) -> tuple[int, tuple[int, ...]]:
+    """Quarter turns, and which of red, green and blue becomes which."""
     turns = 0 if augment == "flip" else int(rng.integers(4))
     channels = rng.permutation(3).tolist() if augment == "dihedral_channels" else range(3)
-    return Window(top, left, crop, flip, turns, tuple(channels))
+    return turns, tuple(channels)
+
+
+def _turned(
+    image_HWC: np.ndarray, run_seed: int, epoch: int, image_id: int, augment: Augment
+) -> np.ndarray:
+    """A clean image before it is degraded: operators that know up from down or red from blue act as
+    on any other photograph, which they would not if their results were turned.
+    """
+    if augment == "flip":
+        return image_HWC
+    turns, channels = _turn(generator(run_seed, Purpose.TURN, epoch, image_id), augment)
+    return np.ascontiguousarray(_rearranged(np.rot90(image_HWC, turns), channels))
 
 
 def _cut(image_HWC: np.ndarray, window: Window) -> np.ndarray:
     bottom, right = window.top + window.side, window.left + window.side
     part_HWC = image_HWC[window.top : bottom, window.left : right]
     turned_HWC = np.rot90(part_HWC[:, ::-1] if window.flip else part_HWC, window.quarter_turns)
-    return turned_HWC if window.channels == (0, 1, 2) else turned_HWC[:, :, window.channels]
+    return _rearranged(turned_HWC, window.channels)
+
+
+def _rearranged(image_HWC: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
+    return image_HWC if channels == (0, 1, 2) else image_HWC[:, :, channels]
 
 
 def _reference(

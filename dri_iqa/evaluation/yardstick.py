@@ -20,26 +20,35 @@ from dri_iqa.config import BackboneConfig, ConfigError
 from dri_iqa.evaluation.metrics import srocc
 from dri_iqa.images import decode, resize
 from dri_iqa.models.backbone import check_image_size, create_network
+from dri_iqa.models.dri_iqa import BACKBONE
+from dri_iqa.models.weights import seeded
 
 COSTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Penalties of the regression among which validation chooses."""
 
 
 def pooled_features(
-    images: Iterable[bytes], backbone: BackboneConfig, *, size: int = 448, batch: int = 8
+    images: Iterable[bytes],
+    backbone: BackboneConfig,
+    *,
+    seed: int,
+    size: int = 448,
+    batch: int = 8,
 ) -> np.ndarray:
     """Mean and standard deviation over positions of every tapped map and the last one, (N, F) float32.
 
     Args:
         images: encoded pictures; each is resized to a square of `size` pixels.
         backbone: network, weights and taps (`blocks`), as for the predictor.
+        seed: of the run, for weights that are drawn (`weights: none`).
         size: side in pixels.
         batch: pictures per pass.
 
     Raises:
         ConfigError: an unknown network, one of another image size, or weights that cannot be loaded.
     """
-    network: Any = create_network(backbone, load_weights=True).eval()
+    with seeded(seed, BACKBONE):
+        network: Any = create_network(backbone, load_weights=True).eval()
     check_image_size(network, backbone, size)
     statistics = network.pretrained_cfg
     mean_C, std_C = (

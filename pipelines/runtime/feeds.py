@@ -250,6 +250,7 @@ def _clean_streams(
             world=world,
             with_clean=True,
             share_recipes=stage1.moco.deg_positive == "cross_content",
+            augment=stage2.augment,
         )
     if wanted.order:
         order = OrderBatches(

@@ -124,6 +124,33 @@ def test_stage1_is_degrade_clean_in_a_batch() -> None:
     assert batch["crops_B4CHW"].flags.c_contiguous
 
 
+def test_clean_images_are_turned_and_their_channels_exchanged_before_they_are_degraded() -> None:
+    options: dict[str, Any] = {"run_seed": 3, "crop": CROP}
+    config = DegradeConfig(region=64)
+    rows = [(epoch, 0, 3) for epoch in range(120)]
+    batch = stage1_batch(
+        Shelf(), rows, degrade=config, with_clean=True, augment="dihedral_channels", **options
+    )
+    clean_HWC = coordinates(60, 90, 3)
+    seen = set()
+    for place, (epoch, _, image_id) in enumerate(rows):
+        # each channel of a crop tells which it was: rows and columns rise, blue is one value
+        for turns, order in itertools.product(range(4), itertools.permutations(range(3))):
+            turned_HWC = np.ascontiguousarray(np.rot90(clean_HWC, turns)[..., list(order)])
+            sample = degrade_clean(
+                turned_HWC, epoch=epoch, image_index=image_id, config=config, **options
+            )
+            clean_CHW = sample.clean_4HWC[0].transpose(2, 0, 1)
+            if np.array_equal(batch["clean_BCHW"][place], clean_CHW):
+                crops_4CHW = sample.crops_4HWC.transpose(0, 3, 1, 2)
+                assert np.array_equal(batch["crops_B4CHW"][place], crops_4CHW)
+                seen.add((turns, order))
+                break
+        else:
+            pytest.fail(f"row {place} is no turned photograph")
+    assert len(seen) == 24
+
+
 def test_pairs_of_levels_are_one_step_in_a_batch() -> None:
     batch = order_batch(photos(), ROWS, run_seed=7, crop=CROP, region=CROP + 8)
     assert list(batch) == ["order_crops_P2CHW"]

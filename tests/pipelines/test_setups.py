@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +18,14 @@ from dri_iqa.data.batches import Source
 from dri_iqa.models.checks import check_model, check_restoration
 from pipelines.runtime import feeds
 from pipelines.runtime.config import compose
-from pipelines.runtime.feeds import Feed, check_batch, clean_parts
+from pipelines.runtime.feeds import (
+    Feed,
+    check_batch,
+    clean_parts,
+    pretrain_batches,
+    train_batches,
+)
+from tests.pipelines.toy import spec_of
 
 
 @pytest.mark.parametrize(
@@ -105,3 +114,15 @@ def test_batches_that_were_begun_for_another_step_are_never_given(
     assert list(Feed(batches, {}, 3)(0, 8)) == list(range(8))
     Feed(batches, {}, 8), Feed(batches, {}, None)
     assert begun == [(3, 8), (3, 8), (3, 8), (0, 8)], "nothing is begun where nothing is left"
+
+
+def test_auxiliary_photographs_are_turned_as_labelled_crops_are_and_stage_1_turns_none(
+    tmp_path: Path,
+) -> None:
+    spec = spec_of(tmp_path, references=False)
+    stage2 = spec.config["stage2"] | {"augment": "dihedral_channels", "aux_batch": 4}
+    spec = replace(spec, config=spec.config | {"stage2": stage2})
+    batches = train_batches(spec, 0, 1)
+    assert batches.auxiliary is not None
+    assert (batches.augment, batches.auxiliary.augment) == ("dihedral_channels",) * 2
+    assert pretrain_batches(spec, 0, 1).augment == "flip"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -93,3 +95,25 @@ def test_the_mark_to_beat_is_a_command(tmp_path: Path) -> None:
     assert (
         "pooled features of mobilenetv3_small_050 with random weights at 64 pixels" in answer.stdout
     )
+
+
+def test_features_of_the_mark_are_computed_once_for_all_splits(tmp_path: Path) -> None:
+    photographs(tmp_path)
+    roots = (f"data.root={tmp_path / 'scored'}", f"data.clean.root={tmp_path / 'clean'}")
+    settings = ("data.test_fraction=0.3", "evaluate.yardstick_size=64", "evaluate.bootstrap=20")
+
+    def result(split: int, output: str) -> dict[str, Any]:
+        job = ("yardstick", f"data.split_seed={split}", f"output={tmp_path / output}")
+        answer = jobs.run(*job, *roots, *SETTINGS[:3], *settings)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        records = (tmp_path / output).glob("jobs/*/steps/yardstick.json")
+        record = json.loads(max(records, key=lambda path: path.stat().st_mtime_ns).read_text())
+        return record["result"]
+
+    first = result(0, "both")
+    (kept,) = (tmp_path / "both" / "features").glob("*/*.parquet")
+    written = kept.stat().st_mtime_ns
+    second = result(1, "both")
+    assert kept.stat().st_mtime_ns == written
+    assert [*(tmp_path / "both" / "features").glob("*/*.parquet")] == [kept]
+    assert second == result(1, "alone") != first
