@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dri_iqa.config import ModelConfig, Stage1Config, Stage2Config
@@ -36,6 +35,7 @@ from dri_iqa.models.parallel import average_running_statistics, freeze_running_s
 from dri_iqa.models.perceptual import PerceptualDistance
 from dri_iqa.models.readout import pooled_statistics
 from dri_iqa.models.weights import RANDOM, seeded
+from dri_iqa.models.windows import in_windows
 from dri_iqa.plan import Plan, Streams, model_of_variant, stage2_plan
 from dri_iqa.stages.base import Batch, Metrics, Stage, to_float
 from dri_iqa.stages.handover import load_stage1
@@ -358,19 +358,21 @@ class TrainStage(Stage):
         return self.model
 
     def restore(self, image_BCHW: Tensor) -> Tensor:
-        """Restored RGB in [0, 1] of images of any size in [0, 1], without gradient.
+        """Restored RGB in [0, 1] of images of any size in [0, 1], by windows of a crop's size; no gradient.
 
         Raises:
             ValueError: a variant without restoration.
         """
-        if self.ram is None:
+        ram = self.ram
+        if ram is None:
             raise ValueError(f"variant {self.config.variant} has no restoration network")
-        height, width = image_BCHW.shape[2:]
-        pad = (0, -width % PADDING, 0, -height % PADDING)
         with evaluating(self), torch.no_grad():
-            padded = F.pad(image_BCHW, pad, mode="replicate") if any(pad) else image_BCHW
-            restored = self.ram(padded, self.encoder(padded))[:, :, :height, :width]
-            return restored.float().clamp(0, 1)
+            return in_windows(
+                lambda window_BCHW: ram(window_BCHW, self.encoder(window_BCHW)).float().clamp(0, 1),
+                image_BCHW,
+                self.model_config.crop,
+                multiple=PADDING,
+            )
 
     def gradient_norms(self, batch: Batch) -> dict[str, Tensor]:
         """L2 norm of every term's own gradient on the extractor, `grad_dre_` + term; leaves all

@@ -294,6 +294,11 @@ def test_restore_takes_any_size_and_equals_the_training_path():
         expected = stage.ram(image, stage.encoder(image)).clamp(0, 1)
     assert torch.allclose(restored, expected, atol=1e-6)
     assert stage.restore(torch.rand(1, 3, 37, 50)).shape == (1, 3, 37, 50)
+    whole = torch.rand(1, 3, image.shape[2], 3 * image.shape[3])
+    first = stage.restore(whole[:, :, :, : image.shape[3]])
+    torch.testing.assert_close(
+        stage.restore(whole)[..., 0], first[..., 0]
+    )  # a training crop's sight
     assert stage.training
     with pytest.raises(ValueError, match="variant v2 has no restoration"):
         build(variant="v2").restore(image)
