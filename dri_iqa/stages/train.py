@@ -363,8 +363,7 @@ class TrainStage(Stage):
         Raises:
             ValueError: a variant without restoration.
         """
-        ram = self.ram
-        if ram is None:
+        if (ram := self.ram) is None:
             raise ValueError(f"variant {self.config.variant} has no restoration network")
         with evaluating(self), torch.no_grad():
             return in_windows(
