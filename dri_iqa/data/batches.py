@@ -6,7 +6,7 @@ bytes there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from dri_iqa.data.samples import (
     stage1_batch,
     stage2_batch,
 )
-from dri_iqa.data.schedule import Schedule
+from dri_iqa.data.schedule import Row, Schedule
 
 Batch = dict[str, np.ndarray]
 
@@ -65,18 +65,18 @@ class Stage1Batches:
         epoch, index = divmod(step, self.schedule.steps_per_epoch)
         reader = self.clean.open()
         rows = self.schedule.batch(epoch, index, self.rank, self.world)
-        ids = reader.ids_at(np.array([row.image_id for row in rows]))
+        by_id = _by_id(reader, rows)
         recipe_of = None
         if self.share_recipes:
             places = [row.image_id for row in self.schedule.batch(epoch, index)]
             leader_of = dict(zip(places[1::2], places[::2], strict=False))
             led = [number for number, row in enumerate(rows) if row.image_id in leader_of]
             leaders = np.array([leader_of[rows[number].image_id] for number in led], dtype=np.int64)
-            own = (ids[number] for number in led)
+            own = (by_id[number].image_id for number in led)
             recipe_of = dict(zip(own, reader.ids_at(leaders), strict=True))
         return stage1_batch(
             reader,
-            [row._replace(image_id=image_id) for row, image_id in zip(rows, ids, strict=True)],
+            by_id,
             run_seed=self.run_seed,
             degrade=self.degrade,
             crop=self.crop,
@@ -104,11 +104,9 @@ class OrderBatches:
         """The batch of a global step, see `order_batch`."""
         epoch, index = divmod(step, self.schedule.steps_per_epoch)
         reader = self.clean.open()
-        rows = self.schedule.batch(epoch, index, self.rank, self.world)
-        ids = reader.ids_at(np.array([row.image_id for row in rows]))
         return order_batch(
             reader,
-            [row._replace(image_id=image_id) for row, image_id in zip(rows, ids, strict=True)],
+            _by_id(reader, self.schedule.batch(epoch, index, self.rank, self.world)),
             run_seed=self.run_seed,
             crop=self.crop,
             region=self.region,
@@ -170,3 +168,9 @@ class Stage2Batches:
         if self.order is not None:
             batch |= self.order(step)
         return batch
+
+
+def _by_id(reader: ShardReader, rows: Sequence[Row]) -> list[Row]:
+    """Rows of a schedule over places in the manifest's order, with the ids of the images there."""
+    ids = reader.ids_at(np.array([row.image_id for row in rows]))
+    return [row._replace(image_id=image_id) for row, image_id in zip(rows, ids, strict=True)]
