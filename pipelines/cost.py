@@ -11,7 +11,7 @@ from dri_iqa.data.manifest import Manifest
 from dri_iqa.data.splits import load_splits
 from pipelines.protocol import Cell, Grid, policies
 from pipelines.runtime.console import duration
-from pipelines.runtime.estimate import measure
+from pipelines.runtime.estimate import companion_images, measure
 from pipelines.runtime.fit import RunSpec, finished
 from pipelines.runtime.job import Job, Result
 from pipelines.testing import score_ids
@@ -80,7 +80,7 @@ def _kinds(grid: Grid, cells: list[Cell]) -> dict[str, list[RunSpec]]:
 
 
 def _work(grid: Grid, spec: RunSpec) -> dict[str, int]:
-    """Epochs, steps of an epoch and validations of a training."""
+    """Epochs, steps of an epoch, validations of a training, and images of its companion."""
     if spec.stage == "pretrain":
         stage, counts = spec.config["stage1"], Manifest.load(spec.inputs.clean_uri).counts
         held = min(stage["held_out"], MOST_HELD_OUT / counts["groups"])
@@ -97,6 +97,7 @@ def _work(grid: Grid, spec: RunSpec) -> dict[str, int]:
         "epochs": epochs,
         "steps": -(-images // batch),
         "validations": epochs if split.val else 0,
+        "companion": companion_images(spec),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dri_iqa import storage
+from dri_iqa.data.splits import load_splits
 from pipelines.runtime.fit import RunSpec, fit
 from pipelines.runtime.job import Job, Result
 
@@ -27,10 +28,13 @@ class Cost:
     step: float
     validation: float
     """After an epoch that has one."""
+    companion: float = 0.0
+    """For every image that a companion is fitted on."""
 
-    def seconds(self, *, epochs: int, steps: int, validations: int) -> float:
-        """Of a training with so many epochs of so many steps."""
-        return self.start + epochs * steps * self.step + validations * self.validation
+    def seconds(self, *, epochs: int, steps: int, validations: int, companion: int = 0) -> float:
+        """Of a training with so many epochs of so many steps, and images of a companion."""
+        trained = epochs * steps * self.step + validations * self.validation
+        return self.start + trained + companion * self.companion
 
 
 def measure(job: Job, spec: RunSpec) -> tuple[Cost, Result]:
@@ -50,28 +54,42 @@ def measure(job: Job, spec: RunSpec) -> tuple[Cost, Result]:
             rows.append(record["metrics"])
 
     begun = time.monotonic()
+    small = pilot(spec)
     with job.journal.watch(handle):
         output = storage.join(job.output, "pilots", secrets.token_hex(4))
-        result = fit(pilot(spec), job.plan, output, journal=job.journal.name, key=key)
+        result = fit(small, job.plan, output, journal=job.journal.name, key=key)
     wall = time.monotonic() - begun
-    return cost_of(wall, rows), result
+    return cost_of(wall, rows, result["export_seconds"], companion_images(small)), result
 
 
-def cost_of(wall: float, rows: list[dict[str, Any]]) -> Cost:
+def companion_images(spec: RunSpec) -> int:
+    """How many images the companion of a training is fitted on, 0 where it has none."""
+    if spec.stage == "pretrain":
+        return 0
+    train = load_splits(spec.inputs.split_uri)[0].train
+    most = spec.config["stage2"]["max_images"] or len(train)
+    return min(len(train), most, spec.config["model"]["companion"]["images"])
+
+
+def cost_of(wall: float, rows: list[dict[str, Any]], export: float, companion: int) -> Cost:
     """What a pilot's times say.
 
     Args:
         wall: seconds of the whole pilot.
         rows: of its epochs: `seconds` (validation included), `validation_seconds`, `steps_per_second`.
+        export: seconds of `wall` in which the finished model was written, its companion fitted before that.
+        companion: images that it was fitted on, 0 without one.
     """
     last = rows[-1]
     training = last["seconds"] - last["validation_seconds"]
     steps = round(last["steps_per_second"] * last["seconds"])
     validations = sum(row["validation_seconds"] for row in rows)
+    fitting = export if companion else 0.0
     return Cost(
-        start=max(0.0, wall - len(rows) * training - validations),
+        start=max(0.0, wall - len(rows) * training - validations - fitting),
         step=training / max(steps, 1),
         validation=last["validation_seconds"],
+        companion=fitting / max(companion, 1),
     )
 
 

@@ -281,6 +281,7 @@ def _train(settings: dict[str, Any], host: Host) -> None:
             run=training.key, say=f"{storage.retries()} requests to storage were repeated"
         )
     if host.rank == 0:
+        begun = time.monotonic()
         result = export(
             training.stage,
             spec,
@@ -288,7 +289,11 @@ def _train(settings: dict[str, Any], host: Host) -> None:
             describe,
             say=lambda words: training.journal.post(run=training.key, say=words),
         )
-        result |= {"history": history, "seconds": round(seconds, 2)}
+        result |= {
+            "history": history,
+            "seconds": round(seconds, 2),
+            "export_seconds": round(time.monotonic() - begun, 2),
+        }
         if settings["untrained"]:
             from pipelines.runtime.restoring import show_restoration
 
