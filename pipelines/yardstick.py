@@ -16,6 +16,7 @@ from dri_iqa.data.batches import Source
 from dri_iqa.data.splits import load_splits
 from pipelines.ingest import ingest
 from pipelines.runtime import config as configuration
+from pipelines.runtime.config import JobConfig
 from pipelines.runtime.fit import Inputs
 from pipelines.runtime.job import Job, Result, main
 from pipelines.runtime.tasks import run_tasks
@@ -66,7 +67,7 @@ def _features(job: Job, source: Source, ids: np.ndarray, meter: Any) -> np.ndarr
     """One row for each of `ids`. Features depend on no split and no score, so they are kept, a chunk of images at a
     time: a killed job goes on, and other splits of the same images read them.
     """
-    how = _Pooling(job.config.model.backbone, job.config.evaluate.yardstick_size, job.config.seed)
+    how = pooling(job.config)
     in_order = np.sort(ids)
     name = configuration.digest([source.digest, asdict(how), in_order.tolist()])
     folder = storage.join(job.output, "features", name)
@@ -84,14 +85,25 @@ def _features(job: Job, source: Source, ids: np.ndarray, meter: Any) -> np.ndarr
 
 
 @dataclass(frozen=True)
-class _Pooling:
+class Pooling:
+    """What features follow from, the images aside."""
+
     backbone: BackboneConfig
     size: int
     seed: int
 
 
+def pooling(config: JobConfig) -> Pooling:
+    """How a job pools; its seed matters only where the backbone's weights are drawn."""
+    from dri_iqa.models.weights import RANDOM
+
+    backbone = config.model.backbone
+    seed = config.seed if backbone.weights in RANDOM else 0
+    return Pooling(backbone, config.evaluate.yardstick_size, seed)
+
+
 def _pooled(
-    number: int, uri: str, source: Source, ids: Sequence[int], how: _Pooling
+    number: int, uri: str, source: Source, ids: Sequence[int], how: Pooling
 ) -> tuple[int, np.ndarray]:
     if storage.exists(uri):
         table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
