@@ -199,7 +199,7 @@ class PerceptualConfig(StrictConfig):
 
 
 MOST_REMEMBERED = 16_384
-"""Images of a companion: fitting solves as many equations (8 GB of memory, an hour), a bundle holds as many rows."""
+"""Pictures of a companion: fitting solves as many equations (8 GB of memory, an hour), a bundle holds as many rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,13 +214,29 @@ class CompanionConfig(StrictConfig):
     """Width of the Gaussian kernel: exp(-gamma d^2), d^2 the mean over standardised statistics."""
     weight: float = 0.5
     """Its share in the score; the network has the rest."""
+    order_series: int = 0
+    """Clean photographs degraded by one operator in steps, over which its scores should fall; 0 leaves this out."""
+    order_weight: float = 1.0
+    """Weight of what lacks in order beside the errors of the scores, mean square against mean square."""
+    order_margin: float = 0.05
+    """By how much of the normalised score a level should lie above the next."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.images <= MOST_REMEMBERED or self.gamma <= 0 or not 0 <= self.weight <= 1:
+        if min(self.images, self.order_series) < 0 or self.landmarks > MOST_REMEMBERED:
             raise ConfigError(
-                f"companion: got images={self.images}, gamma={self.gamma}, weight={self.weight}; "
-                f"expected images from 0 to {MOST_REMEMBERED}, gamma > 0 and a weight in [0, 1]"
+                f"companion: got images={self.images} and order_series={self.order_series}; "
+                f"expected none below 0, and {MOST_REMEMBERED} together at most"
             )
+        if self.gamma <= 0 or not 0 <= self.weight <= 1 or self.order_weight < 0:
+            raise ConfigError(
+                f"companion: got gamma={self.gamma}, weight={self.weight}, order_weight={self.order_weight}; "
+                "expected gamma > 0, a weight in [0, 1] and an order_weight of at least 0"
+            )
+
+    @property
+    def landmarks(self) -> int:
+        """Pictures whose statistics it keeps; none without images."""
+        return self.images + self.order_series if self.images else 0
 
 
 @dataclass(frozen=True, kw_only=True)

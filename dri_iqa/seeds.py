@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     )
     ORDER_STREAM = 21  # order of the clean images of those pairs: (epoch,)
     TURN = 22  # quarter turns and exchanged channels of a clean image: (epoch, image_index)
+    SERIES = 23  # a companion's series of levels: as ORDER, without an epoch; (0, 2) for the photographs' turns
 
 
 def generator(run_seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:

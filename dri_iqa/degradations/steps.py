@@ -1,8 +1,8 @@
-"""One operator at two neighbouring levels: the second picture is worse than the first by construction.
+"""One operator at neighbouring levels: each picture is worse than the one before by construction.
 
 Not in the paper. It is what tells a model, without anyone's opinion, that more of a degradation is worse.
 
-Legend: H, W height and width in pixels; C = 3 channels; 2 = (better, worse).
+Legend: H, W height and width in pixels; C = 3 channels; 2 = (better, worse); L = 6 levels, the first as it is.
 """
 
 from __future__ import annotations
@@ -99,15 +99,66 @@ def one_step(
     rows = directions()
     name, sign = rows[int(rng.integers(len(rows)))]
     level = int(rng.integers(LEVELS - 1))
+    noise = (run_seed, Purpose.ORDER, epoch, image_index, 1)
+    crops = _crops(image_HWC, name, sign, (level, level + 1), rng, noise, crop, region)
+    return Step(np.stack(crops), name, sign, level)
+
+
+@dataclass(frozen=True)
+class Series:
+    """What `one_series` returns."""
+
+    crops_LHWC: NDArray[np.uint8]
+    """The same place as it is, and at the five levels."""
+    operator: str
+    sign: int
+
+
+def one_series(
+    image_HWC: NDArray[np.uint8], *, run_seed: int, index: int, crop: int, region: int
+) -> Series:
+    """A crop of an image as it is and at all levels of one operator, which is drawn uniformly.
+
+    As `one_step`, and like it a pure function of its arguments.
+
+    Args:
+        image_HWC: clean (H, W, 3) uint8 RGB image, sides of at least `crop`.
+        run_seed: seed of the run.
+        index: which series; several may be of one image.
+        crop: side of the crops in pixels.
+        region: side of what is degraded, at least the crop; smaller images are degraded whole.
+
+    Raises:
+        ValueError: an image of another dtype, shape or size.
+    """
+    check_u8(image_HWC, "one_series")
+    rng = generator(run_seed, Purpose.SERIES, index, 0)
+    rows = directions()
+    name, sign = rows[int(rng.integers(len(rows)))]
+    noise = (run_seed, Purpose.SERIES, index, 1)
+    crops = _crops(image_HWC, name, sign, range(LEVELS), rng, noise, crop, region)
+    return Series(np.stack(crops), name, sign)
+
+
+def _crops(
+    image_HWC: NDArray[np.uint8],
+    name: str,
+    sign: int,
+    numbers: Iterable[int],
+    rng: np.random.Generator,
+    noise: tuple[int, Purpose, *tuple[int, ...]],
+    crop: int,
+    region: int,
+) -> list[NDArray[np.uint8]]:
+    """The same place, mirrored or not, of the same region at several levels."""
     part_HWC = np.ascontiguousarray(_cut(image_HWC, region, rng))
     places = rng.bit_generator.state
     crops = []
-    noise = (run_seed, Purpose.ORDER, epoch, image_index, 1)
-    for picture_HWC in at_levels(part_HWC, name, sign, (level, level + 1), seed=noise):
-        rng.bit_generator.state = places  # both are cut alike
+    for picture_HWC in at_levels(part_HWC, name, sign, numbers, seed=noise):
+        rng.bit_generator.state = places  # all are cut alike
         piece_HWC = _cut(picture_HWC, crop, rng)
         crops.append(piece_HWC[:, ::-1] if rng.integers(2) else piece_HWC)
-    return Step(np.stack(crops), name, sign, level)
+    return crops
 
 
 def _cut(image_HWC: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:

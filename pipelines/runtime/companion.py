@@ -1,4 +1,6 @@
-"""The companion of a finished stage 2 (`model.companion.images`): a kernel regression fitted on its training images."""
+"""The companion of a finished stage 2 (`model.companion.images`): a kernel regression fitted on its training images,
+and on clean photographs degraded in steps where those are asked for (`model.companion.order_series`).
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,22 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dri_iqa.config import ModelConfig, from_dict
-from dri_iqa.data.batches import Stage2Batches
+from dri_iqa.config import ModelConfig, Stage1Config, from_dict
+from dri_iqa.data.batches import Source, Stage2Batches
+from dri_iqa.data.order import Permutation
 from dri_iqa.data.samples import unit_score
 from dri_iqa.data.schedule import choose
+from dri_iqa.degradations.steps import one_series
+from dri_iqa.images import decode, resize_short_side
 from dri_iqa.models.companion import KernelCompanion
 from dri_iqa.models.dri_iqa import BACKBONE, DRIIQA, build_model
 from dri_iqa.models.weights import seeded
 from dri_iqa.pictures import load_ahead
 from dri_iqa.scoring import micro_batch
+from dri_iqa.seeds import Purpose
 from dri_iqa.stages import TrainStage
 from dri_iqa.stages.base import to_float
-from pipelines.runtime.feeds import train_batches
+from pipelines.runtime.feeds import clean_parts, train_batches
 from pipelines.runtime.fit import RunSpec
 
 CROPS = "uniform4"
@@ -51,23 +57,37 @@ def with_companion(stage: TrainStage, spec: RunSpec, say: Callable[[str], object
     device = next(model.parameters()).device
     with seeded(seed, BACKBONE):
         companion = KernelCompanion(config, load_weights=True).to(device).eval()
-    begun = told = time.monotonic()
-    rows = []
-    for statistics_F in _statistics(companion, batches, ids, config.crop, device):
-        rows.append(statistics_F)
-        if (now := time.monotonic()) - told > SAID_EVERY:
-            left = (now - begun) / len(rows) * (len(ids) - len(rows))
-            say(f"companion: {len(rows)} of {len(ids)} training images, {left / 60:.1f} min left")
-            told = now
-    score_N = torch.tensor([_score(batches, image_id) for image_id in ids], device=device)
-    penalty = companion.fit(torch.stack(rows), score_N)
-    say(f"the companion is fitted on {len(ids)} training images (penalty {penalty:.3g})")
+    of_images = _statistics(companion, batches, ids, config.crop, device)
+    statistics_IF = _told(of_images, len(ids), "training images", say)
+    score_I = torch.tensor([_score(batches, image_id) for image_id in ids], device=device)
+    series_SLF = None
+    if sizes.order_series:
+        of_series = _series_statistics(companion, spec, sizes.order_series, config.crop, device)
+        series_SLF = _told(of_series, sizes.order_series, "series of levels", say)
+    penalty, falling = companion.fit(statistics_IF, score_I, series_SLF)
+    order = "" if falling is None else f"; {falling:.0%} of its steps from level to level fall"
+    say(f"the companion is fitted on {len(ids)} training images (penalty {penalty:.3g}){order}")
     whole = build_model(config, backbone_weights=False)
     whole.load_state_dict(
         model.state_dict()
         | {f"companion.{name}": value for name, value in companion.state_dict().items()}
     )
     return whole.eval()
+
+
+def _told(
+    rows: Iterator[torch.Tensor], count: int, what: str, say: Callable[[str], object]
+) -> torch.Tensor:
+    """The rows as one tensor; a word every so often while they come."""
+    begun = told = time.monotonic()
+    found = []
+    for row in rows:
+        found.append(row)
+        if (now := time.monotonic()) - told > SAID_EVERY:
+            left = (now - begun) / len(found) * (count - len(found))
+            say(f"companion: {len(found)} of {count} {what}, {left / 60:.1f} min left")
+            told = now
+    return torch.stack(found)
 
 
 def _statistics(
@@ -90,6 +110,33 @@ def _statistics(
         with torch.inference_mode():
             parts = [companion.statistics(to_float(part)) for part in crop_KCHW.split(size)]
             yield torch.cat(parts).mean(0)
+
+
+def _series_statistics(
+    companion: KernelCompanion, spec: RunSpec, series: int, crop: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Pooled maps of a clean photograph's crop at every level of an operator, (L, F), series by series.
+
+    The photographs, those that stage 1 learns from, take turns.
+    """
+    stage1 = from_dict(Stage1Config, spec.config["stage1"], "stage1")
+    source = Source(uri=spec.inputs.clean_uri, digest=spec.inputs.clean_digest)
+    seed = spec.config["seed"]
+    reader = source.open()
+    places = clean_parts(source, stage1, seed).train
+    turn = Permutation(len(places), seed, Purpose.SERIES, 0, 2)
+    drawn = reader.ids_at(places.take(turn(np.arange(series) % len(places))))
+    for index, image_id in enumerate(drawn):
+        found = one_series(
+            resize_short_side(decode(reader.read(image_id)["bytes"]), crop),
+            run_seed=seed,
+            index=index,
+            crop=crop,
+            region=max(stage1.degrade.region, crop),
+        )
+        crop_LCHW = torch.from_numpy(found.crops_LHWC).permute(0, 3, 1, 2).to(device)
+        with torch.inference_mode():
+            yield companion.statistics(to_float(crop_LCHW))
 
 
 def _score(batches: Stage2Batches, image_id: int) -> float:

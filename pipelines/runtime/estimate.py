@@ -63,12 +63,16 @@ def measure(job: Job, spec: RunSpec) -> tuple[Cost, Result]:
 
 
 def companion_images(spec: RunSpec) -> int:
-    """How many images the companion of a training is fitted on, 0 where it has none."""
+    """What the companion of a training is fitted on, counted in images: a series of levels, with about half again as
+    many crops and their degradations, is two. 0 where it has none.
+    """
     if spec.stage == "pretrain":
         return 0
     train = load_splits(spec.inputs.split_uri)[0].train
     most = spec.config["stage2"]["max_images"] or len(train)
-    return min(len(train), most, spec.config["model"]["companion"]["images"])
+    companion = spec.config["model"]["companion"]
+    images = min(len(train), most, companion["images"])
+    return images + 2 * companion.get("order_series", 0) if images else 0
 
 
 def cost_of(wall: float, rows: list[dict[str, Any]], export: float, companion: int) -> Cost:
@@ -104,4 +108,6 @@ def pilot(spec: RunSpec) -> RunSpec:
         config[stage]["n_clean"] = min(images, config[stage]["n_clean"] or images)
     else:
         config[stage]["max_images"] = min(images, config[stage]["max_images"] or images)
+        companion = config["model"]["companion"]
+        companion["order_series"] = min(images, companion.get("order_series", 0))
     return RunSpec(stage=spec.stage, config=config, inputs=spec.inputs, workers=spec.workers)

@@ -1,4 +1,4 @@
-"""Pairs of neighbouring levels of one degradation."""
+"""Pairs of neighbouring levels of one degradation, and series of all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from dri_iqa.degradations import apply_recipe, parse_recipe
 from dri_iqa.degradations.core import from_u8, to_u8
 from dri_iqa.degradations.registry import get_operator
-from dri_iqa.degradations.steps import Step, at_levels, directions, one_step
+from dri_iqa.degradations.steps import LEVELS, Step, at_levels, directions, one_series, one_step
 from dri_iqa.seeds import Purpose, generator
 
 
@@ -83,7 +83,32 @@ def test_a_step_is_a_function_of_its_arguments() -> None:
         assert not np.array_equal(crops, other.crops_2HWC)
 
 
+def test_a_series_is_all_levels_at_one_place() -> None:
+    region_HWC = photo(66, 66)
+    found = set()
+    for index in range(60):
+        this = one_series(region_HWC, run_seed=3, index=index, crop=64, region=66)
+        assert this.crops_LHWC.shape == (LEVELS, 64, 64, 3)
+        noise = (3, Purpose.SERIES, index, 1)
+        whole = list(at_levels(region_HWC, this.operator, this.sign, range(LEVELS), seed=noise))
+        assert any(
+            all(
+                np.array_equal(crop, source[top : top + 64, left : left + 64][:, ::flip])
+                for crop, source in zip(this.crops_LHWC, whole, strict=True)
+            )
+            for top in range(3)
+            for left in range(3)
+            for flip in (1, -1)
+        )
+        found.add((this.operator, this.sign))
+    assert len(found) > 20
+    again = one_series(region_HWC, run_seed=3, index=59, crop=64, region=66)
+    assert np.array_equal(this.crops_LHWC, again.crops_LHWC)
+
+
 @pytest.mark.parametrize("wrong", [photo().astype(np.float32), photo()[:, :, 0]])
 def test_other_images_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match="one_step"):
         step(0, wrong)
+    with pytest.raises(ValueError, match="one_series"):
+        one_series(wrong, run_seed=0, index=0, crop=64, region=80)

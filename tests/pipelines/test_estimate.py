@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runtime.estimate import companion_images, cost_of, pilot
+from pipelines.runtime.estimate import STEPS, companion_images, cost_of, pilot
 from tests.pipelines.toy import spec_of
 
 ROWS = [
@@ -45,3 +45,14 @@ def test_a_companion_is_fitted_on_the_images_that_there_are(tmp_path: Path) -> N
     config["model"]["companion"]["images"], config["stage2"]["max_images"] = 50, None
     assert companion_images(with_one) == 6
     assert companion_images(replace(spec, stage="pretrain")) == 0
+
+
+def test_a_series_of_levels_counts_as_two_images_and_a_pilot_has_few(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, references=False)
+    companion = {"images": 5, "order_series": 4000}
+    config = spec.config | {"model": spec.config["model"] | {"companion": companion}}
+    assert companion_images(replace(spec, config=config)) == 8005
+    few = STEPS * config["stage2"]["optim"]["batch_size"]
+    assert companion_images(pilot(replace(spec, config=config))) == 5 + 2 * few
+    companion["images"] = 0
+    assert companion_images(replace(spec, config=config)) == 0
