@@ -120,6 +120,7 @@ def test_with_series_it_is_the_least_of_errors_and_lacking_order() -> None:
         other_N = found_N + 0.01 * torch.randn(len(found_N), generator=rng)
         assert lost(other_N) > least
     fall_P = (pairs_PN @ found_N).detach()
+    assert falling is not None
     assert falling == pytest.approx(float((fall_P > 0).double().mean()), abs=1e-6)
     assert 0 < float((fall_P < 0.04).double().mean()) < 1
     # without the order of levels fewer fall
@@ -170,7 +171,8 @@ def test_what_does_not_fit_is_refused() -> None:
         companion.fit(statistics_NF, score_N, torch.zeros(3, 6, statistics_NF.shape[1]))
     wrongs: list[dict[str, Any]] = [{"images": -1}, {"images": 10**6}, {"order_series": -1}]
     wrongs += [{"images": 10**4, "order_series": 10**4}, {"order_weight": -1.0}]
-    for wrong in (*wrongs, {"gamma": 0.0}, {"weight": 1.5}):
+    wrongs += [{"gamma": 0.0}, {"weight": 1.5}]
+    for wrong in wrongs:
         with pytest.raises(ConfigError, match="companion: got"):
             CompanionConfig(**wrong)
     check_companion(tiny_model(companion=CompanionConfig(images=3, blocks=(1,))))
