@@ -1,6 +1,7 @@
-"""The two files of a bundle, whatever it holds: where they lie, how they are written and verified.
+"""The files of a bundle, whatever it holds: where they lie, how they are written and verified.
 
-`bundle.py` (models that score) and `extractor.py` (stage 1) say what is in them.
+`bundle.py` (models that score) and `extractor.py` (stage 1) say what is in them. torch is imported by what handles
+tensors, so that bytes are read and verified without it.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast
 
 from dri_iqa.config import StrictConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 PROBE_VERSION = 2
 """Format version of a bundle with a probe of degradations."""
+GRAPH_VERSION = 3
+"""Format version of a bundle with a graph, with a probe or without."""
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
+GRAPH_FILE = "graph.onnx"
 URI_GROUP = "dri_iqa.model_uris"
 """Entry-point group: entry name = URI scheme, object = callable(uri) -> local bundle folder."""
 
@@ -112,12 +116,27 @@ def read_config_file(uri: str) -> dict[str, Any]:
             raise
         raise BundleError(f"{uri}: {CONFIG_FILE} is not JSON: {error}") from None
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version not in (FORMAT_VERSION, PROBE_VERSION):
+    if version not in (FORMAT_VERSION, PROBE_VERSION, GRAPH_VERSION):
         raise BundleError(
-            f"{uri}: bundle format version {version!r}, expected {FORMAT_VERSION} or {PROBE_VERSION}\n"
+            f"{uri}: bundle format version {version!r}, expected {FORMAT_VERSION} to {GRAPH_VERSION}\n"
             "update dri-iqa, or export the model again with this version"
         )
     return values
+
+
+def read_verified(uri: str, name: str, stated: str) -> bytes:
+    """A file of a bundle, if it is the bytes whose SHA-256 its config.json states.
+
+    Raises:
+        BundleError: no such file, or a changed byte.
+    """
+    data = read_file(uri, name)
+    if sha256(data) != stated:
+        raise BundleError(
+            f"{uri}: {name} is not the file that was written (SHA-256 differs)\n"
+            "copy the bundle again from where it was made"
+        )
+    return data
 
 
 def read_tensors(uri: str, stated: TensorFile) -> dict[str, Tensor]:
@@ -126,16 +145,21 @@ def read_tensors(uri: str, stated: TensorFile) -> dict[str, Tensor]:
     Raises:
         BundleError: no such file, a changed byte, or a file that is none of safetensors.
     """
-    data = read_file(uri, stated.file)
-    if sha256(data) != stated.sha256:
-        raise BundleError(
-            f"{uri}: {stated.file} is not the file that was written (SHA-256 differs)\n"
-            "copy the bundle again from where it was made"
-        )
+    return parse_tensors(f"{uri}: {stated.file}", read_verified(uri, stated.file, stated.sha256))
+
+
+def parse_tensors(where: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file.
+
+    Raises:
+        BundleError: other bytes; `where` they came from is said.
+    """
+    import safetensors.torch
+
     try:
         return safetensors.torch.load(data)
     except Exception as error:
-        raise BundleError(f"{uri}: {stated.file}: {error}") from None
+        raise BundleError(f"{where}: {error}") from None
 
 
 def check_config_digest(uri: str, values: dict[str, Any]) -> None:
@@ -197,6 +221,8 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, TensorFile]:
     Raises:
         BundleError: a non-finite value.
     """
+    import safetensors.torch
+
     ready = {}
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -207,14 +233,20 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, TensorFile]:
     return data, TensorFile(file=TENSOR_FILE, count=len(ready), sha256=sha256(data))
 
 
-def seal(directory: str | os.PathLike[str], head: dict[str, Any], data: bytes) -> str:
-    """Publish configuration and tensors under the configuration's digest, and return it."""
+def seal(
+    directory: str | os.PathLike[str],
+    head: dict[str, Any],
+    data: bytes,
+    others: Mapping[str, bytes] | None = None,
+) -> str:
+    """Publish configuration, tensors and other files under the configuration's digest, and return it."""
     try:
         digest = _config_digest(head)
     except (TypeError, ValueError) as error:
         raise BundleError(f"meta must be plain JSON data: {error}") from None
     text = json.dumps({**head, "sha256": digest}, indent=2, allow_nan=False) + "\n"
-    _publish(str(directory), {TENSOR_FILE: data, CONFIG_FILE: text.encode()})
+    files = {TENSOR_FILE: data, **(others or {}), CONFIG_FILE: text.encode()}
+    _publish(str(directory), files)
     return digest
 
 

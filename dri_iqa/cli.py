@@ -238,7 +238,7 @@ def monotonicity(
     results = list(with_progress(tables, len(found)))
     failed = {path: why for path, why in zip(found, results, strict=True) if isinstance(why, str)}
     good = [table for table in results if not isinstance(table, str)]
-    higher = scorer.bundle.score.higher_is_better
+    higher = scorer.head.score.higher_is_better
     write_falls(summarise(good, higher_is_better=higher, levels=levels.value), out)
     for path, why in failed.items():
         print(f"{path}: {why}", file=sys.stderr)
@@ -250,18 +250,24 @@ def monotonicity(
 @app.command()
 @friendly("dri-iqa export")
 def export(
-    out: Annotated[str, typer.Option(help="File to write, e.g. model.pt2 (or an s3:// URI).")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="File to write, model.pt2 for torch.export or model.onnx (or an s3:// URI)."
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Option(help="Bundle folder, s3:// or models:/ URI. Default: as for `score`."),
     ] = None,
 ) -> None:
-    """Write the inference part as a torch.export program, for runtimes without this package."""
+    """Write the inference part as a torch.export program or as ONNX, for runtimes without this package."""
     from dri_iqa.bundle import load_bundle
-    from dri_iqa.export import ABOUT, save_program
+    from dri_iqa.export import ABOUT, save_onnx, save_program
 
     bundle = load_bundle(model or default_model())
-    save_program(bundle, out)
+    save = save_onnx if out.lower().endswith(".onnx") else save_program
+    save(bundle, out)
     side = bundle.config.crop
     print(f"{out}: crops (B, 3, {side}, {side}) -> normalised scores (B,); see {ABOUT} inside")
 
@@ -274,13 +280,21 @@ def repack(
     crops: Annotated[
         str | None, typer.Option(help="Crop policy from then on, as for `score`.")
     ] = None,
+    graph: Annotated[
+        bool | None,
+        typer.Option(
+            "--graph/--no-graph",
+            help="With the network as ONNX, by which a CPU scores without torch: a second instead of "
+            "several for one picture. Default: as the old one.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a bundle to pass on: with another crop policy, without paths of this machine."""
+    """Write a bundle to pass on: with another crop policy, a graph, without paths of this machine."""
     from dri_iqa.bundle import load_bundle
     from dri_iqa.repack import repack as write
 
     policy = f"random{crops}" if crops is not None and crops.isdecimal() else crops
-    digest = write(load_bundle(model), out, crops=policy)
+    digest = write(load_bundle(model), out, crops=policy, graph=graph)
     print(f"{out}: {digest}")
 
 

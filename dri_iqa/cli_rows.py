@@ -117,13 +117,13 @@ def write_falls(table: list[Falls], out: str | None) -> None:
 
 def caption(scorer: Scorer, count: int, failed: int, crops: str | None, out: str | None) -> str:
     """How many, on which scale, by which model."""
-    scale = scorer.bundle.score
+    scale = scorer.head.score
     direction = "higher" if scale.higher_is_better else "lower"
     parts = [
         f"{count} picture{'' if count == 1 else 's'}" + (f", {failed} failed" if failed else ""),
         f"{scale.name} ({scale.kind} scores, {scale.lo:.4g} to {scale.hi:.4g}, {direction} is "
         "better)",
-        f"crops {crops or scorer.bundle.scoring.crops}",
-        f"model {scorer.bundle.digest[:12]}",
+        f"crops {crops or scorer.head.scoring.crops}",
+        f"model {scorer.head.digest[:12]}",
     ]
     return " · ".join([*parts, *([f"written to {out}"] if out else [])])

@@ -98,3 +98,17 @@ def crop_positions(
         for space, count in zip(room, counts, strict=True)
     )
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.int64)
+
+
+def cut_crops(image_HWC: np.ndarray, position_K2: np.ndarray, crop: int) -> np.ndarray:
+    """The crops (K, crop, crop, C) at (x, y) positions of their upper left corners."""
+    return np.stack([image_HWC[y : y + crop, x : x + crop] for x, y in position_K2])
+
+
+def micro_batch(crop: int, device_type: str) -> int:
+    """Crops in one pass of the network; part of the arithmetic, so no setting.
+
+    Large crops keep two CPU cores busy five at a time; 25 at once only take more memory there
+    (the paper's sizes at 224 pixels: 4.1 instead of 2.0 GB, the same time a crop).
+    """
+    return 5 if device_type == "cpu" and crop >= 128 else 25

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from dri_iqa.bundle import ScoreScale
+from dri_iqa.bundle_head import ProbeFacts
 from dri_iqa.config import to_dict
+from dri_iqa.crops import cut_crops, micro_batch
 from dri_iqa.evaluation.probe import half_features
 from dri_iqa.pictures import Picture, place_crops, read_pixels
-from dri_iqa.probe import DegradationProbe, ProbeFacts
-from dri_iqa.scoring import Scorer, micro_batch
+from dri_iqa.probe import DegradationProbe
+from dri_iqa.scoring import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +165,8 @@ def _seen(
     side: int,
     device: torch.device,
 ) -> tuple[Seen, ...]:
-    crop_KHWC = np.stack([image_HWC[y : y + side, x : x + side] for x, y in position_K2])
-    crop_KCHW = torch.from_numpy(crop_KHWC).permute(0, 3, 1, 2)
-    batch = micro_batch(side, device)
+    crop_KCHW = torch.from_numpy(cut_crops(image_HWC, position_K2, side)).permute(0, 3, 1, 2)
+    batch = micro_batch(side, device.type)
     feature_KF = half_features(encoder, crop_KCHW, batch, device)["up"]
     shares = probe.probabilities(feature_KF).mean(0).tolist()
     seen = [

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
+from dri_iqa.bundle_head import ProbeFacts
 from dri_iqa.evaluation import page
 from dri_iqa.evaluation.probe import CLEAN
 from dri_iqa.explain import Explanation, Seen
 from dri_iqa.images import resize
 from dri_iqa.maps import unit
-from dri_iqa.probe import ProbeFacts
 
 SIDE = 900
 """Longest side of a picture on the page, in pixels."""

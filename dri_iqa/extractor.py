@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dri_iqa.bundle import EXTRACTOR_KIND
 from dri_iqa.bundle_files import (
     CONFIG_FILE,
     FORMAT_VERSION,
@@ -33,6 +32,7 @@ from dri_iqa.bundle_files import (
     seal,
     versions,
 )
+from dri_iqa.bundle_head import EXTRACTOR_KIND
 from dri_iqa.config import ConfigError, DREConfig, StrictConfig, from_dict, to_dict
 from dri_iqa.models.dre import DRE
 

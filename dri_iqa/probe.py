@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dri_iqa.config import StrictConfig
+from dri_iqa.bundle_head import ProbeFacts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,27 +78,6 @@ class LinearProbe:
     def log_loss(self, features_NF: Tensor, label_N: Tensor) -> float:
         """Mean cross-entropy in nats; guessing gives log K."""
         return float(F.cross_entropy(self.logits(features_NF), label_N))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeFacts(StrictConfig):
-    """What a degradation probe tells apart and how often it is right; lies in config.json."""
-
-    kinds: tuple[str, ...]
-    """Names of the classes, in order: single operators, and `none` for clean pictures."""
-    accuracy: float
-    """Share of right answers on views, one crop each, of photographs it was not fitted on."""
-    fitted_on: int
-    """Photographs (or sub-images of them) that it was fitted on, each under every kind."""
-    tested_on: int
-    """Others that the accuracy was measured on, likewise."""
-    unseen: bool
-    """Whether the extractor never trained on the tested photographs either."""
-
-    @property
-    def chance(self) -> float:
-        """What guessing would get: every kind is asked equally often."""
-        return 1 / len(self.kinds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+import sys
 from pathlib import Path
 
 BF16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
@@ -23,6 +24,17 @@ def lacks_bf16(described: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return found is not None and BF16.isdisjoint(found[1].split())
+
+
+GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg")
+"""Device files of NVIDIA's and AMD's drivers, and of either under Windows' Linux."""
+
+
+def may_have_gpu(devices: Path = Path("/dev")) -> bool:
+    """False where asking torch for a GPU, which takes seconds to import, is sure to be in vain."""
+    if not sys.platform.startswith("linux"):
+        return True
+    return any(any(devices.glob(name)) for name in GPU_NODES)
 
 
 ALLOCATOR = {

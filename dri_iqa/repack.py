@@ -9,7 +9,9 @@ from dri_iqa.bundle import Bundle, save_bundle
 from dri_iqa.crops import parse_crops
 
 
-def repack(bundle: Bundle, directory: str, *, crops: str | None = None) -> str:
+def repack(
+    bundle: Bundle, directory: str, *, crops: str | None = None, graph: bool | None = None
+) -> str:
     """Write the same model as another bundle; scores of the same crops stay the same.
 
     Files that initial weights came from are kept by their name alone.
@@ -18,12 +20,13 @@ def repack(bundle: Bundle, directory: str, *, crops: str | None = None) -> str:
         bundle: loaded, on the CPU.
         directory: local path, `file://` or `s3://` URI of the new bundle's folder.
         crops: the policy that is used where none is asked for; None keeps the old one.
+        graph: with one (see `save_bundle`) or without; None: as the old one.
 
     Returns:
         The new bundle's digest. `meta["repacked"]` names the old one.
 
     Raises:
-        ValueError: no such policy.
+        ValueError: no such policy, or a graph without the packages that write it.
         BundleError: a folder that holds something else.
     """
     scoring = bundle.scoring
@@ -41,6 +44,7 @@ def repack(bundle: Bundle, directory: str, *, crops: str | None = None) -> str:
         meta={**_without_paths(bundle.meta), "repacked": bundle.digest},
         scoring=scoring,
         probe=bundle.probe,
+        graph=False if graph is False else bundle.graph or bool(graph),
     )
 
 

@@ -4,7 +4,8 @@ A score is a pure function of the picture's pixels and the settings. Crop positi
 digest of the decoded pixels, so file name, order and neighbours cannot matter; and every picture
 goes through the network alone, in micro-batches whose shapes follow from its crops only, because
 the last bits of a matrix product may depend on the shape of the batch and on a row's place in it.
-(They may also depend on torch's number of threads: keep it equal where bits are compared.)
+(They may also depend on the number of threads and on whether torch or the bundle's graph scores: keep
+both equal where bits are compared.)
 Filling batches across pictures would be somewhat faster for tiny networks and would give that up.
 
 Shape suffixes: B crops, C channels, H height, W width, K crops of one picture.
@@ -12,55 +13,35 @@ Shape suffixes: B crops, C channels, H height, W width, K crops of one picture.
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from dri_iqa.bundle import Bundle, load_bundle
+from dri_iqa.bundle_head import BundleFiles, read_bundle
 from dri_iqa.crops import parse_crops
-from dri_iqa.images import resize
-from dri_iqa.models import DRIIQA, PackedModel, can_pack
-from dri_iqa.models.mobile import is_separable
+from dri_iqa.graph import GraphRunner, has_runtime
 from dri_iqa.pictures import Picture, load_ahead
-from dri_iqa.processor import lacks_bf16
+from dri_iqa.processor import may_have_gpu
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
-log = logging.getLogger(__name__)
+    from dri_iqa.bundle import Bundle
+    from dri_iqa.running import ScoringModel, TorchRunner
 
 NON_FINITE = "the model gave a non-finite score"
 """The one reason for a row without a score that is the model's fault, not the picture's."""
-MAP_SIDE = 1024
-"""Longest side, in pixels, of what the maps are computed from."""
 
 
-def micro_batch(crop: int, device: torch.device) -> int:
-    """Crops in one pass of the network; part of the arithmetic, so no setting.
+class Runner(Protocol):
+    """What turns a picture's crops into scores: `TorchRunner`, or `GraphRunner`."""
 
-    Large crops keep two CPU cores busy five at a time; 25 at once only take more memory there
-    (the paper's sizes at 224 pixels: 4.1 instead of 2.0 GB, the same time a crop).
-    """
-    return 5 if device.type == "cpu" and crop >= 128 else 25
-
-
-class ScoringModel(Protocol):
-    """What scoring asks of a model: predictions for crops, and maps for whole pictures."""
-
-    def predict(self, image_BCHW: Tensor) -> Tensor:
-        """Scores (B,), [0, 1] with 1 best, of crops in [0, 1]."""
-        ...
-
-    def maps(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Degradation and quality map, (B, h, w) each, of pictures of any size."""
+    def predict(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> np.ndarray:
+        """Normalised scores (K,), float64, of the crops of a uint8 picture at (x, y) positions."""
         ...
 
 
@@ -104,56 +85,115 @@ def score_images(
     Raises:
         ValueError: model in training mode or an unknown setting.
     """
-    parse_crops(crops)
+    import torch
+
+    from dri_iqa.running import TorchRunner
+
+    _check(precision=precision)
+    runner = TorchRunner(model, crop, torch.device(device), precision)
+    yield from _scored(
+        runner,
+        images,
+        crop=crop,
+        crops=crops,
+        exif_transpose=exif_transpose,
+        batch_size=batch_size,
+        draw=runner.maps if maps else None,
+    )
+
+
+def _check(*, precision: str) -> None:
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: got {precision!r}, expected fp32 or bf16")
+
+
+def _scored(
+    runner: Runner,
+    images: Iterable[Picture],
+    *,
+    crop: int,
+    crops: str | int,
+    exif_transpose: bool,
+    batch_size: int,
+    draw: Callable[[np.ndarray], dict[str, np.ndarray]] | None,
+) -> Iterator[Scored]:
+    parse_crops(crops)
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
-    if isinstance(model, nn.Module) and model.training:
-        raise ValueError("the model is in training mode; call model.eval() before scoring")
-    run = _Runner(model, crop, torch.device(device), precision)
     for name, loaded in load_ahead(images, crop, crops, exif_transpose, batch_size):
         if isinstance(loaded, str):
             yield Scored(name=name, score_K=None, error=loaded)
             continue
         image_HWC, position_K2 = loaded
-        score_K = run.predict(image_HWC, position_K2)
+        score_K = runner.predict(image_HWC, position_K2)
         if not np.isfinite(score_K).all():
             yield Scored(name=name, score_K=None, error=NON_FINITE)
             continue
-        drawn = run.maps(image_HWC) if maps else None
+        drawn = draw(image_HWC) if draw is not None else None
         yield Scored(name=name, score_K=score_K, error=None, maps=drawn)
 
 
 class Scorer:
     """A loaded model with its score scale; what `load_model` returns.
 
+    With a bundle's files alone, its graph scores, and torch is loaded by what needs the network: maps, `bundle`.
+
     Attributes:
-        bundle: configuration, scale, meta, digest.
+        head: configuration, scale, policy, meta, digest.
         name: the labels' name and the first digits of the bundle's digest.
+
+    Raises:
+        ValueError: an unknown setting, or one that a graph does not have.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle | BundleFiles,
         *,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
         compile: bool = False,
     ) -> None:
-        self.bundle = bundle
-        self.device = torch.device(device)
-        self.precision = precision
-        bundle.model.to(self.device)
-        self._network = cast(ScoringModel, bundle.model)
-        if compile:
-            _check_compiler()
-            bundle.model.compile()
-        elif precision == "bf16" and self.device.type == "cpu" and can_pack():
-            self._network = PackedModel(cast(DRIIQA, bundle.model))
-        if precision == "bf16" and self.device.type == "cpu" and lacks_bf16():
-            log.warning("precision=bf16, and this processor has no bf16 products: fp32 is faster")
-        self.name = f"{bundle.score.name}@{bundle.digest[:12]}"
+        _check(precision=precision)
+        self._device, self._precision, self._compile = device, precision, compile
+        self._files = bundle if isinstance(bundle, BundleFiles) else None
+        self._bundle: Bundle | None = None
+        self._network: TorchRunner | None = None
+        if isinstance(bundle, BundleFiles):
+            if str(device) != "cpu" or precision != "fp32" or compile:
+                raise ValueError("a graph scores on the CPU, in fp32, and is not compiled")
+            self.head = bundle.head
+            self._runner: Runner = GraphRunner(bundle)
+        else:
+            self.head = self._bundle = bundle
+            self._runner = self._torch_runner()
+        self.name = f"{self.head.score.name}@{self.head.digest[:12]}"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        import torch
+
+        return torch.device(self._device)
+
+    @property
+    def bundle(self) -> Bundle:
+        """Head, network and probe of degradations; built when it is first asked for."""
+        if self._bundle is None:
+            from dri_iqa.bundle import build_bundle
+
+            assert self._files is not None
+            self._bundle = build_bundle(self._files)
+        return self._bundle
+
+    def _torch_runner(self) -> TorchRunner:
+        if self._network is None:
+            from dri_iqa.running import bundle_runner
+
+            self._network = bundle_runner(
+                self.bundle, self.device, precision=self._precision, compile=self._compile
+            )
+        return self._network
 
     def score(
         self,
@@ -184,7 +224,7 @@ class Scorer:
 
         if isinstance(images, str | bytes | bytearray | os.PathLike | np.ndarray):
             raise ValueError("images: got a single picture, expected a list of pictures")
-        crops = self.bundle.scoring.crops if crops is None else crops
+        crops = self.head.scoring.crops if crops is None else crops
         rows = list(self.iter_rows(images, crops=crops, batch_size=batch_size, maps=maps))
         columns = ["image", "score", "std", "error"]
         columns += ["degradation_map", "quality_map"] if maps else []
@@ -192,7 +232,7 @@ class Scorer:
         # Explicit types: inferred ones turn None into NaN and an empty table into objects.
         table = table.astype({"image": object, "score": float, "std": float})
         table["error"] = pd.Series([row["error"] for row in rows], dtype=object)
-        table.attrs = {"model": self.name, "digest": self.bundle.digest, "crops": str(crops)}
+        table.attrs = {"model": self.name, "digest": self.head.digest, "crops": str(crops)}
         return table
 
     def iter_rows(
@@ -216,22 +256,20 @@ class Scorer:
         maps: bool = False,
     ) -> Iterator[Scored]:
         """`score_images` with this model: normalised scores of every crop, picture by picture."""
-        scoring = self.bundle.scoring
-        has_extractor = cast(Any, self.bundle.model).dre is not None
-        return score_images(
-            self._network,
+        scoring = self.head.scoring
+        drawing = maps and "dre" in self.head.parts
+        return _scored(
+            self._runner,
             images,
-            crop=self.bundle.config.crop,
+            crop=self.head.config.crop,
             crops=scoring.crops if crops is None else crops,
             exif_transpose=scoring.exif_transpose,
             batch_size=batch_size,
-            maps=maps and has_extractor,
-            device=self.device,
-            precision=self.precision,
+            draw=self._torch_runner().maps if drawing else None,
         )
 
     def _row(self, item: Scored, maps: bool) -> dict[str, Any]:
-        scale = self.bundle.score
+        scale = self.head.score
         row: dict[str, Any] = {"image": item.name, "score": np.nan, "std": np.nan}
         row["error"] = item.error
         if item.score_K is not None:
@@ -249,6 +287,7 @@ def load_model(
     device: str | torch.device | None = None,
     precision: str = "fp32",
     compile: bool = False,
+    engine: Literal["auto", "torch"] = "auto",
 ) -> Scorer:
     """Load a model that scores pictures.
 
@@ -260,82 +299,31 @@ def load_model(
             laid out once, here.
         compile: compile the network with torch.compile at its first picture, which takes a minute or
             so and pays for thousands of pictures; last digits of scores may differ.
+        engine: `auto` scores by the bundle's graph where it has one, on a CPU in fp32 (`dri_iqa/graph.py`: no
+            torch, faster, last digits differ); `torch` never does.
 
     Raises:
         BundleError: no such model, or a damaged one; the message says which.
-        ValueError: `compile` on a machine without a C++ compiler.
+        ValueError: an unknown setting, or `compile` on a machine without a C++ compiler.
     """
+    if engine not in ("auto", "torch"):
+        raise ValueError(f"engine: got {engine!r}, expected auto or torch")
+    _check(precision=precision)
+    files = read_bundle(os.fspath(uri))
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    bundle = load_bundle(uri, device=device)
+        device = "cuda" if _gpu_there() else "cpu"
+    plain = str(device) == "cpu" and precision == "fp32" and not compile
+    if plain and engine == "auto" and files.graph is not None and has_runtime():
+        return Scorer(files)
+    from dri_iqa.bundle import build_bundle
+
+    bundle = build_bundle(files, device=device)
     return Scorer(bundle, device=device, precision=precision, compile=compile)
 
 
-def _check_compiler() -> None:
-    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise ValueError(
-            "compile: torch.compile needs a C++ compiler and found none\n"
-            "Install g++, or score without compiling."
-        )
+def _gpu_there() -> bool:
+    if not may_have_gpu():
+        return False
+    import torch
 
-
-class _Runner:
-    """Runs crops through a network in micro-batches, halved where memory does not suffice."""
-
-    def __init__(
-        self, model: ScoringModel, crop: int, device: torch.device, precision: str
-    ) -> None:
-        self.model, self.crop, self.device = model, crop, device
-        self.size = micro_batch(crop, device)
-        self.autocast = precision == "bf16"
-        last = device.type == "cpu" and not self.autocast and is_separable(model)
-        self.layout = torch.channels_last if last else torch.contiguous_format
-
-    def predict(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> np.ndarray:
-        crop = self.crop
-        scores, start = [], 0
-        while start < len(position_K2):
-            corner_B2 = position_K2[start : start + self.size]
-            crop_BHWC = np.stack([image_HWC[y : y + crop, x : x + crop] for x, y in corner_B2])
-            try:
-                scores.append(self._forward(crop_BHWC))
-            except torch.OutOfMemoryError:
-                if self.size == 1:
-                    raise
-                self.size //= 2
-                warnings.warn(
-                    f"not enough memory on {self.device}: {self.size} crops at a time from here; "
-                    "the last digits of scores may differ",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-                continue
-            start += len(scores[-1])
-        return np.concatenate(scores).astype(np.float64)
-
-    def maps(self, image_HWC: np.ndarray) -> dict[str, np.ndarray]:
-        """Both maps, float32 (h, w); very large pictures are shrunk first to bound memory."""
-        longest = max(image_HWC.shape[:2])
-        if longest > MAP_SIDE:
-            height, width = (round(side * MAP_SIDE / longest) for side in image_HWC.shape[:2])
-            image_HWC = resize(image_HWC, max(width, 1), max(height, 1))
-        with torch.inference_mode(), self._cast():
-            drawn = self.model.maps(self._tensor(image_HWC[None]))
-        names = ("degradation", "quality")
-        return {
-            name: map_1HW[0].float().cpu().numpy()
-            for name, map_1HW in zip(names, drawn, strict=True)
-        }
-
-    def _forward(self, crop_BHWC: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(), self._cast():
-            score_B = self.model.predict(self._tensor(crop_BHWC))
-        return score_B.float().cpu().numpy()
-
-    def _cast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
-
-    def _tensor(self, image_BHWC: np.ndarray) -> Tensor:
-        pixel_BHWC = torch.from_numpy(np.ascontiguousarray(image_BHWC)).to(self.device)
-        pixel_BCHW = pixel_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
-        return pixel_BCHW.float().div_(255)
+    return torch.cuda.is_available()

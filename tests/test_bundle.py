@@ -93,8 +93,8 @@ def test_only_json_and_safetensors_and_equal_input_gives_equal_bytes(
 
 
 def test_wrong_format_version(folder: Path) -> None:
-    edit(folder, lambda values: values.update(format_version=3), reseal=True)
-    with pytest.raises(BundleError, match="format version 3, expected 1 or 2"):
+    edit(folder, lambda values: values.update(format_version=4), reseal=True)
+    with pytest.raises(BundleError, match="format version 4, expected 1 to 3"):
         load_bundle(folder)
 
 

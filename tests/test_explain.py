@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from dri_iqa import Scorer, load_model
 from dri_iqa.bundle import BundleError, ScoreScale, load_bundle, save_bundle
+from dri_iqa.bundle_head import ProbeFacts
 from dri_iqa.cli import app
 from dri_iqa.config import DegradeConfig, DREConfig, PredictorConfig
 from dri_iqa.crops import crop_positions
@@ -31,7 +32,7 @@ from dri_iqa.explain_page import accuracy_words, render
 from dri_iqa.images import content_digest
 from dri_iqa.models import build_model
 from dri_iqa.models.dri_iqa import DRIIQA
-from dri_iqa.probe import DegradationProbe, LinearProbe, ProbeFacts
+from dri_iqa.probe import DegradationProbe, LinearProbe
 from dri_iqa.seeds import Purpose, generator
 from tests.tiny import CROP, tiny_model
 

@@ -82,7 +82,8 @@ def test_every_constraint_is_a_name_and_a_version() -> None:
             for name in ("torch", "matplotlib")
         ),
         # What a person waits for before a first photograph is scored (dri_iqa/models/quick_start.py).
-        ("dri_iqa.cli, dri_iqa.scoring", "torch._dynamo"),
+        ("dri_iqa.cli, dri_iqa.scoring, dri_iqa.graph", "torch"),
+        ("dri_iqa.running", "torch._dynamo"),
         ("dri_iqa.cli, dri_iqa.scoring", "pandas"),
     ],
 )

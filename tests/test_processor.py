@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dri_iqa.processor import ALLOCATOR
+from dri_iqa.processor import ALLOCATOR, may_have_gpu
 
 CODE = """
 import resource, threading
@@ -44,3 +44,15 @@ def test_pages_are_asked_for_once() -> None:
     assert faults(run=IN_THREAD) > 10_000
     assert faults(first=KEEP) < 100
     assert faults(run=IN_THREAD, **ALLOCATOR) < 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch is always asked")
+@pytest.mark.parametrize(
+    ("device", "there"),
+    [("nvidia0", True), ("kfd", True), ("dxg", True), ("nvidiactl", False), ("null", False)],
+)
+def test_torch_is_asked_for_a_gpu_only_where_a_driver_made_its_device(
+    tmp_path, device: str, there: bool
+) -> None:
+    (tmp_path / device).touch()
+    assert may_have_gpu(tmp_path) is there

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
-from dri_iqa import scoring
+from dri_iqa import running
 from dri_iqa.bundle import Bundle, ScoreScale, ScoringPolicy
 from dri_iqa.config import (
     BackboneConfig,
@@ -142,7 +142,7 @@ def test_bf16_scores_alike_and_leaves_the_model_as_it_is(
 ) -> None:
     """On processors with and without bf16 products."""
     if not packed:
-        monkeypatch.setattr(scoring, "can_pack", lambda: False)
+        monkeypatch.setattr(running, "can_pack", lambda: False)
     pictures = [picture(seed) for seed in range(4)]
     expected = scorer.score(pictures)
     found = Scorer(scorer.bundle, precision="bf16").score(pictures, maps=True)

@@ -19,6 +19,7 @@ from dri_iqa import load_model
 from dri_iqa.bundle import load_bundle
 from dri_iqa.default_model import SHIPPED, shipped_model
 from dri_iqa.degradations.steps import LEVELS, at_levels
+from dri_iqa.graph import GraphRunner
 from dri_iqa.scoring import Scorer
 from dri_iqa.seeds import Purpose
 
@@ -39,6 +40,7 @@ def test_it_is_small_and_of_human_scores_and_has_a_card() -> None:
     assert found.resolve() == FOLDER.resolve()
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 20 * 2**20
     bundle = load_bundle(FOLDER)
+    assert bundle.graph is not None
     assert bundle.score.kind == "human"
     assert "restoration" not in bundle.parts
     assert bundle.probe is not None
@@ -73,6 +75,13 @@ def test_a_picture_is_scored_in_an_empty_home_and_folder(tmp_path: Path) -> None
     expected = load_model(FOLDER, device="cpu").score([source])
     assert row["score"] == pytest.approx(expected.score.item(), abs=1e-6)
     assert row["model"] == expected.attrs["model"]
+
+
+def test_its_graph_scores_as_its_network_does(scorer: Scorer) -> None:
+    assert isinstance(scorer._runner, GraphRunner)
+    pictures = [data.astronaut(), data.chelsea()]
+    network = load_model(FOLDER, device="cpu", engine="torch").score(pictures)
+    np.testing.assert_allclose(scorer.score(pictures).score, network["score"], atol=1e-5)
 
 
 def test_scores_do_not_depend_on_name_batch_or_order(scorer: Scorer, tmp_path: Path) -> None:

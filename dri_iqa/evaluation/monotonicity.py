@@ -67,7 +67,7 @@ def score_levels(
     rows = directions(levels)
     for index, picture in enumerate(pictures):
         try:
-            image_HWC = read_pixels(picture, scorer.bundle.scoring.exif_transpose)
+            image_HWC = read_pixels(picture, scorer.head.scoring.exif_transpose)
             check_u8(image_HWC, "degradations")
         except (ImageError, OSError, ValueError) as error:
             yield reason(error)

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dri_iqa.bundle_head import ProbeFacts
 from dri_iqa.config import DegradeConfig
 from dri_iqa.degradations import GROUPS, OPERATORS, Recipe, Step, apply_recipe
 from dri_iqa.models.dre import lower, upper
 from dri_iqa.models.dri_iqa import evaluating
-from dri_iqa.probe import DegradationProbe, LinearProbe, ProbeFacts
+from dri_iqa.probe import DegradationProbe, LinearProbe
 from dri_iqa.seeds import Purpose, generator
 from dri_iqa.stages.base import to_float
 

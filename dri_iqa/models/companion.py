@@ -77,10 +77,12 @@ class KernelCompanion(nn.Module):
 
     def score(self, statistics_BF: Tensor) -> Tensor:
         """(B,) normalised scores of pooled maps."""
+        # In double precision: thousands of weights of either sign nearly cancel, and in single precision the fifth
+        # digit of a score would depend on the order in which a library sums them.
         kernel_BN = _gaussian(
-            self._standard(statistics_BF), self.landmark_NF.float(), self.sizes.gamma
+            self._standard(statistics_BF).double(), self.landmark_NF.double(), self.sizes.gamma
         )
-        return kernel_BN @ self.weight_N + self.offset
+        return (kernel_BN @ self.weight_N.double() + self.offset).to(statistics_BF.dtype)
 
     @torch.no_grad()
     def fit(

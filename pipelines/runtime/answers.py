@@ -56,8 +56,8 @@ def answers(scorer: Scorer, asked: list[Asked]) -> list[Answer]:
 def _rows(
     scorer: Scorer, asked: list[Asked], crops: str | None, maps: bool
 ) -> Iterator[dict[str, Any] | Refused]:
-    scale = to_dict(scorer.bundle.score)
-    policy = scorer.bundle.scoring.crops if crops is None else crops
+    scale = to_dict(scorer.head.score)
+    policy = scorer.head.scoring.crops if crops is None else crops
     pictures = [one.picture for one in asked]
     rows = scorer.iter_rows(pictures, crops=crops, batch_size=len(asked), maps=maps)
     for one, row in zip(asked, rows, strict=True):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dri_iqa.config import ModelConfig, Stage1Config, from_dict
+from dri_iqa.crops import micro_batch
 from dri_iqa.data.batches import Source, Stage2Batches
 from dri_iqa.data.order import Permutation
 from dri_iqa.data.samples import unit_score
@@ -22,7 +23,6 @@ from dri_iqa.models.companion import KernelCompanion
 from dri_iqa.models.dri_iqa import BACKBONE, DRIIQA, build_model
 from dri_iqa.models.weights import seeded
 from dri_iqa.pictures import load_ahead
-from dri_iqa.scoring import micro_batch
 from dri_iqa.seeds import Purpose
 from dri_iqa.stages import TrainStage
 from dri_iqa.stages.base import to_float
@@ -99,7 +99,7 @@ def _statistics(
 ) -> Iterator[torch.Tensor]:
     """Pooled maps of every image, (F,), the mean over its crops."""
     reader = batches.scored.open()
-    size = micro_batch(crop, device)
+    size = micro_batch(crop, device.type)
     encoded = (reader.read(image_id)["bytes"] for image_id in ids)
     for place, loaded in load_ahead(encoded, crop, CROPS, False, DECODED_AHEAD):
         if isinstance(loaded, str):  # it was read at every epoch

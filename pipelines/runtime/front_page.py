@@ -103,7 +103,7 @@ document.addEventListener("drop", (event) => {
 
 def front_page(scorer: Scorer, config: ServeConfig) -> str:
     """The page for this model."""
-    scale = scorer.bundle.score
+    scale = scorer.head.score
     better = "higher" if scale.higher_is_better else "lower"
     summary = (
         f"How good does a picture look, without anything to compare it with? {scale.name}, "

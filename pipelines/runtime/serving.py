@@ -76,13 +76,13 @@ class Scoring:
     @app.get("/health")
     async def health(self) -> dict[str, Any]:
         """Which model answers; a replica is asked only once it has loaded it."""
-        bundle = self.scorer.bundle
+        head = self.scorer.head
         return {
             "ready": True,
             "model": self.scorer.name,
-            "digest": bundle.digest,
-            "scale": to_dict(bundle.score),
-            "crops": bundle.scoring.crops,
+            "digest": head.digest,
+            "scale": to_dict(head.score),
+            "crops": head.scoring.crops,
             "version": dri_iqa.__version__,
         }
 
