@@ -227,10 +227,14 @@ class CompanionConfig(StrictConfig):
                 f"companion: got images={self.images} and order_series={self.order_series}; "
                 f"expected none below 0, and {MOST_REMEMBERED} together at most"
             )
-        if self.gamma <= 0 or not 0 <= self.weight <= 1 or self.order_weight < 0:
+        if self.gamma <= 0 or not 0 <= self.weight <= 1:
             raise ConfigError(
-                f"companion: got gamma={self.gamma}, weight={self.weight}, order_weight={self.order_weight}; "
-                "expected gamma > 0, a weight in [0, 1] and an order_weight of at least 0"
+                f"companion: got gamma={self.gamma}, weight={self.weight}; expected gamma > 0 and a weight in [0, 1]"
+            )
+        if self.order_weight < 0 or self.order_margin < 0:
+            raise ConfigError(
+                f"companion: got order_weight={self.order_weight}, order_margin={self.order_margin}; "
+                "expected both at least 0"
             )
 
     @property

@@ -12,13 +12,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from dri_iqa.bundle_files import BundleError
 from dri_iqa.bundle_head import BundleFiles
-from dri_iqa.crops import cut_crops, micro_batch
 
 _NOWHERE = os.devnull
 """Folder of all other files that a graph might ask for: none can be in it."""
@@ -31,39 +32,23 @@ def has_runtime() -> bool:
 
 
 class Graph:
-    """An ONNX model whose weights are those of a safetensors file.
+    """An ONNX model whose weights are those of a safetensors file, computed by the thread that calls it.
 
     Args:
         graph: the model's bytes.
         tensors: the safetensors file's bytes.
         tensor_file: its name, as the graph has it.
-        threads: of one product; default: torch's number in a process that has torch, else OMP_NUM_THREADS, else all
-            cores that this process may use.
 
     Raises:
         BundleError: a graph that cannot be run with these tensors.
     """
 
-    def __init__(
-        self, graph: bytes, tensors: bytes, tensor_file: str, *, threads: int | None = None
-    ) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = _threads() if threads is None else threads
-        options.log_severity_level = _ERRORS_ONLY
-        options.use_deterministic_compute = True
-        # Threads that wait for the next picture must not keep a core from decoding it.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", _NOWHERE
-        )
-        options.add_external_initializers_from_files_in_memory(
-            [tensor_file], [tensors], [len(tensors)]
-        )
+    def __init__(self, graph: bytes, tensors: bytes, tensor_file: str) -> None:
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # kinds of its own, which it does not document
+            self._session = _session(graph, tensors, tensor_file)
+        except (
+            Exception
+        ) as error:  # kinds of the runtime's own, which it does not document; an old or broken one
             raise BundleError(f"the graph cannot be run: {str(error).splitlines()[0]}") from None
         self._input = self._session.get_inputs()[0].name
 
@@ -74,13 +59,21 @@ class Graph:
 
 
 class GraphRunner:
-    """Crops of a picture to scores by a bundle's graph, in micro-batches.
+    """Crops of pictures to scores by a bundle's graph: every crop alone, by one thread, several at a time.
+
+    Threads that share a product wait for each other, and crops cost no more alone than together: so crops keep the
+    cores busy, and a score depends on neither their number nor its neighbours.
+
+    Args:
+        files: of a bundle with a graph.
+        threads: crops at a time; default: torch's number of threads in a process that has torch, else OMP_NUM_THREADS,
+            else as many as the cores that this process may use.
 
     Raises:
         BundleError: a graph that cannot be run with the bundle's tensors.
     """
 
-    def __init__(self, files: BundleFiles) -> None:
+    def __init__(self, files: BundleFiles, *, threads: int | None = None) -> None:
         assert files.graph is not None
         try:
             self._graph = Graph(files.graph, files.tensors, files.tensor_file)
@@ -88,23 +81,36 @@ class GraphRunner:
             raise BundleError(
                 f"{files.head.uri}: {error}\nwrite it again with dri-iqa repack --graph"
             ) from None
-        self.crop = files.head.config.crop
+        self._crop = files.head.config.crop
+        threads = threads or _threads()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
+        self.crops_ahead = 2 * threads
 
-    def predict(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> np.ndarray:
-        """Normalised scores (K,), float64, of the crops of a uint8 picture at (x, y) positions."""
-        size = micro_batch(self.crop, "cpu")
-        scores = [
-            self._graph(unit(cut_crops(image_HWC, position_K2[start : start + size], self.crop)))
-            for start in range(0, len(position_K2), size)
-        ]
-        return np.concatenate(scores).astype(np.float64)
+    def begin(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> Callable[[], np.ndarray]:
+        """See `scoring.Runner`; crops are computed from now on."""
+        begun = [self._pool.submit(self._score, image_HWC, x, y) for x, y in position_K2.tolist()]
+        return lambda: np.array([one.result() for one in begun], np.float64)
+
+    def _score(self, image_HWC: np.ndarray, x: int, y: int) -> float:
+        side = self._crop
+        crop_CHW = image_HWC[y : y + side, x : x + side].transpose(2, 0, 1)
+        pixel_CHW = crop_CHW.astype(np.float32, order="C")
+        pixel_CHW /= 255
+        return float(self._graph(pixel_CHW[None])[0])
 
 
-def unit(crop_BHWC: np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W, C) as float32 (B, C, H, W) in [0, 1]."""
-    pixel_BCHW = crop_BHWC.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    pixel_BCHW /= 255
-    return pixel_BCHW
+def _session(graph: bytes, tensors: bytes, tensor_file: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.use_deterministic_compute = True
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", _NOWHERE
+    )
+    options.add_external_initializers_from_files_in_memory([tensor_file], [tensors], [len(tensors)])
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _threads() -> int:

@@ -9,6 +9,8 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -68,6 +70,8 @@ class TorchRunner:
         ValueError: a model in training mode.
     """
 
+    crops_ahead = 0
+
     def __init__(
         self, model: ScoringModel, crop: int, device: torch.device, precision: str
     ) -> None:
@@ -78,6 +82,10 @@ class TorchRunner:
         self.autocast = precision == "bf16"
         last = device.type == "cpu" and not self.autocast and is_separable(model)
         self.layout = torch.channels_last if last else torch.contiguous_format
+
+    def begin(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> Callable[[], np.ndarray]:
+        """See `scoring.Runner`; crops are computed when they are asked for."""
+        return partial(self.predict, image_HWC, position_K2)
 
     def predict(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> np.ndarray:
         """Normalised scores (K,), float64, of the crops of a uint8 picture at (x, y) positions."""

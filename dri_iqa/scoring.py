@@ -1,11 +1,11 @@
 """Pictures to scores: crops, their predictions, mean and spread.
 
 A score is a pure function of the picture's pixels and the settings. Crop positions come from a
-digest of the decoded pixels, so file name, order and neighbours cannot matter; and every picture
-goes through the network alone, in micro-batches whose shapes follow from its crops only, because
-the last bits of a matrix product may depend on the shape of the batch and on a row's place in it.
-(They may also depend on the number of threads and on whether torch or the bundle's graph scores: keep
-both equal where bits are compared.)
+digest of the decoded pixels, so file name, order and neighbours cannot matter; and with torch every
+picture goes through the network alone, in micro-batches whose shapes follow from its crops only,
+because the last bits of a matrix product may depend on the shape of the batch and on a row's place in
+it. (They may also depend on torch's number of threads: keep it equal where bits are compared. With a
+bundle's graph every crop is computed alone, by one thread.)
 Filling batches across pictures would be somewhat faster for tiny networks and would give that up.
 
 Shape suffixes: B crops, C channels, H height, W width, K crops of one picture.
@@ -13,17 +13,20 @@ Shape suffixes: B crops, C channels, H height, W width, K crops of one picture.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from dri_iqa.bundle_files import BundleError
 from dri_iqa.bundle_head import BundleFiles, read_bundle
 from dri_iqa.crops import parse_crops
 from dri_iqa.graph import GraphRunner, has_runtime
-from dri_iqa.pictures import Picture, load_ahead
+from dri_iqa.pictures import Loaded, Picture, load_ahead
 from dri_iqa.processor import may_have_gpu
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from dri_iqa.bundle import Bundle
     from dri_iqa.running import ScoringModel, TorchRunner
 
+log = logging.getLogger(__name__)
+
 NON_FINITE = "the model gave a non-finite score"
 """The one reason for a row without a score that is the model's fault, not the picture's."""
 
@@ -40,8 +45,11 @@ NON_FINITE = "the model gave a non-finite score"
 class Runner(Protocol):
     """What turns a picture's crops into scores: `TorchRunner`, or `GraphRunner`."""
 
-    def predict(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> np.ndarray:
-        """Normalised scores (K,), float64, of the crops of a uint8 picture at (x, y) positions."""
+    crops_ahead: int
+    """How many crops should be begun before those of the oldest picture are asked for."""
+
+    def begin(self, image_HWC: np.ndarray, position_K2: np.ndarray) -> Callable[[], np.ndarray]:
+        """What returns the normalised scores (K,), float64, of the crops of a uint8 picture at (x, y) positions."""
         ...
 
 
@@ -120,17 +128,33 @@ def _scored(
     parse_crops(crops)
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
-    for name, loaded in load_ahead(images, crop, crops, exif_transpose, batch_size):
+
+    def begin(name: str, loaded: Loaded) -> tuple[int, Callable[[], Scored]]:
         if isinstance(loaded, str):
-            yield Scored(name=name, score_K=None, error=loaded)
-            continue
+            return 0, lambda: Scored(name=name, score_K=None, error=loaded)
         image_HWC, position_K2 = loaded
-        score_K = runner.predict(image_HWC, position_K2)
-        if not np.isfinite(score_K).all():
-            yield Scored(name=name, score_K=None, error=NON_FINITE)
-            continue
-        drawn = draw(image_HWC) if draw is not None else None
-        yield Scored(name=name, score_K=score_K, error=None, maps=drawn)
+        scores = runner.begin(image_HWC, position_K2)
+
+        def end() -> Scored:
+            score_K = scores()
+            if not np.isfinite(score_K).all():
+                return Scored(name=name, score_K=None, error=NON_FINITE)
+            drawn = draw(image_HWC) if draw is not None else None
+            return Scored(name=name, score_K=score_K, error=None, maps=drawn)
+
+        return len(position_K2), end
+
+    begun: deque[tuple[int, Callable[[], Scored]]] = deque()
+    crops_begun = 0
+    for name, loaded in load_ahead(images, crop, crops, exif_transpose, batch_size):
+        begun.append(begin(name, loaded))
+        crops_begun += begun[-1][0]
+        while begun and crops_begun - begun[0][0] >= runner.crops_ahead:
+            count, end = begun.popleft()
+            crops_begun -= count
+            yield end()
+    for _, end in begun:
+        yield end()
 
 
 class Scorer:
@@ -314,7 +338,12 @@ def load_model(
         device = "cuda" if _gpu_there() else "cpu"
     plain = str(device) == "cpu" and precision == "fp32" and not compile
     if plain and engine == "auto" and files.graph is not None and has_runtime():
-        return Scorer(files)
+        try:
+            return Scorer(files)
+        except (
+            BundleError
+        ) as error:  # its bytes are the ones that were written: another runtime than its writer's
+            log.warning("%s (here the network itself scores, with torch)", error)
     from dri_iqa.bundle import build_bundle
 
     bundle = build_bundle(files, device=device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +88,28 @@ def test_scores_are_the_networks_and_do_not_depend_on_order_or_batch(folder: Pat
         assert again.score.tolist() == found.score.tolist()[::-1]
 
 
+def test_bits_do_not_depend_on_threads_and_few_pictures_are_in_memory(folder: Path) -> None:
+    files = read_bundle(str(folder))
+    asked: list[int] = []
+
+    def endless() -> Iterator[np.ndarray]:
+        for index in itertools.count():
+            asked.append(index)
+            yield photo(index % 3)
+
+    found = []
+    for threads in (1, 3):
+        scorer = Scorer(files)
+        scorer._runner = GraphRunner(files, threads=threads)
+        rows = scorer.iter_scored(endless(), crops=4, batch_size=2)
+        found.append([next(rows).score_K.tolist() for _ in range(5)])  # type: ignore[union-attr]
+        rows.close()  # type: ignore[attr-defined]
+        assert len(asked) <= 5 + 2 * threads * 2 // 4 + 3, "pictures are read as they are needed"
+        asked.clear()
+    assert found[0] == found[1]
+    assert found[0][:2] == found[0][3:]
+
+
 def test_maps_and_bundle_are_those_of_the_network(folder: Path) -> None:
     graph, network = load_model(folder), load_model(folder, engine="torch")
     found, expected = (scorer.score([photo(1)], maps=True) for scorer in (graph, network))
@@ -134,6 +158,23 @@ def test_without_the_runtime_the_network_scores(
 ) -> None:
     monkeypatch.setattr("dri_iqa.scoring.has_runtime", lambda: False)
     assert not isinstance(load_model(folder)._runner, GraphRunner)
+
+
+def test_where_the_runtime_cannot_run_the_graph_the_network_scores_and_it_is_said(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = read_bundle(str(folder))
+    assert files.graph is not None
+    newer = replace(files, graph=files.graph.replace(b"LeakyRelu", b"LoudyRelu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dri_iqa.scoring.read_bundle", lambda _: newer)
+        scorer = load_model(folder)
+    assert not isinstance(scorer._runner, GraphRunner)
+    (said,) = caplog.messages
+    assert str(folder) in said
+    assert "LoudyRelu" in said
+    expected = load_model(folder, engine="torch").score([photo(1)])
+    assert scorer.score([photo(1)]).score.item() == expected.score.item()
 
 
 def test_a_changed_graph_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -170,7 +170,11 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="companion of 0 series got 3"):
         companion.fit(statistics_NF, score_N, torch.zeros(3, 6, statistics_NF.shape[1]))
     wrongs: list[dict[str, Any]] = [{"images": -1}, {"images": 10**6}, {"order_series": -1}]
-    wrongs += [{"images": 10**4, "order_series": 10**4}, {"order_weight": -1.0}]
+    wrongs += [
+        {"images": 10**4, "order_series": 10**4},
+        {"order_weight": -1.0},
+        {"order_margin": -0.01},
+    ]
     wrongs += [{"gamma": 0.0}, {"weight": 1.5}]
     for wrong in wrongs:
         with pytest.raises(ConfigError, match="companion: got"):
