@@ -67,14 +67,17 @@ def save_onnx(bundle: Bundle, uri: str) -> None:
     """Write the same function as an ONNX model with its weights, whole or not at all.
 
     Args:
-        bundle: what is exported, on the CPU.
+        bundle: what is exported, on the CPU; one with a graph in a second, another in a minute.
         uri: the file, by custom `.onnx`; local or `s3://`.
 
     Raises:
         ValueError: without the packages that write it.
     """
-    import_onnx_ir()
-    model = _onnx(bundle.model, bundle.config.crop)
+    ir = import_onnx_ir()
+    if bundle.graph is None:
+        model = _onnx(bundle.model, bundle.config.crop)
+    else:
+        model = _with_weights(ir.serde.deserialize_model(_parse(bundle.graph)), bundle.model)
     model.metadata_props[ABOUT] = _about(bundle)
     storage.write_bytes(uri, _bytes(model))
 
@@ -124,6 +127,22 @@ def _make_graph(tensors: bytes, tensor_file: str, model: nn.Module, side: int) -
                 tensor_file, offset, length, value.dtype, shape=value.shape, name=name
             )
     return _bytes(made)
+
+
+def _parse(graph: bytes) -> Any:
+    import onnx
+
+    return onnx.ModelProto.FromString(graph)
+
+
+def _with_weights(graph: onnx_ir.Model, model: nn.Module) -> onnx_ir.Model:
+    import onnx_ir as ir
+
+    own = model.state_dict()
+    for name, value in graph.graph.initializers.items():
+        if name in own:
+            value.const_value = ir.tensor(own[name].numpy(), name=name)
+    return graph
 
 
 def import_onnx_ir() -> Any:

@@ -297,7 +297,8 @@ def test_two_processes_at_once_end_consistent(registry_server: str, client: Mlfl
         assert rival.stdin is not None
         rival.stdin.write("go\n")
         rival.stdin.flush()
-    assert [rival.communicate()[0] for rival in rivals] == ["", ""]
+    said = [line for rival in rivals for line in rival.communicate()[0].splitlines()]
+    assert all("waiting for another job's decision" in line for line in said), said
     assert [rival.returncode for rival in rivals] == [0, 0]
 
     tags = {version: client.get_model_version(name, version).tags for version in versions}
