@@ -46,10 +46,10 @@ class Graph:
     def __init__(self, graph: bytes, tensors: bytes, tensor_file: str) -> None:
         try:
             self._session = _session(graph, tensors, tensor_file)
-        except (
-            Exception
-        ) as error:  # kinds of the runtime's own, which it does not document; an old or broken one
-            raise BundleError(f"the graph cannot be run: {str(error).splitlines()[0]}") from None
+        # The runtime raises kinds of its own, which it does not document; an old or a broken one, other kinds.
+        except Exception as error:
+            first = str(error).partition("\n")[0] or type(error).__name__
+            raise BundleError(f"the graph cannot be run: {first}") from None
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, image_BCHW: np.ndarray) -> np.ndarray:
