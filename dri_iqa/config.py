@@ -233,8 +233,7 @@ class CompanionConfig(StrictConfig):
             )
         if self.order_weight < 0 or self.order_margin < 0:
             raise ConfigError(
-                f"companion: got order_weight={self.order_weight}, order_margin={self.order_margin}; "
-                "expected both at least 0"
+                f"companion: got order_weight={self.order_weight}, order_margin={self.order_margin}, below 0"
             )
 
     @property
