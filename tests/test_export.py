@@ -29,10 +29,9 @@ for count in (1, 2, 5):
 """
 
 
-@pytest.mark.parametrize("variant", ["proposed", "maniqa", "companion"])
+@pytest.mark.parametrize("variant", ["maniqa", "companion"])
 def test_an_exported_program_scores_as_the_model_does(tmp_path: Path, variant: str) -> None:
     overrides = {
-        "proposed": [],
         "maniqa": ["model.predictor.baseline=maniqa"],
         "companion": ["model.companion.images=6"],
     }[variant]

@@ -59,7 +59,8 @@ def made(config: ModelConfig) -> DRIIQA:
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=["vit", "mobile"])
+# torch's exporter takes half a minute for each: the suite has no time for both.
+@pytest.fixture(scope="module", params=[pytest.param("vit", marks=pytest.mark.hours), "mobile"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_model() if request.param == "vit" else mobile()
     place = tmp_path_factory.mktemp(request.param) / "b"
