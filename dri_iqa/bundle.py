@@ -158,7 +158,6 @@ def load_bundle(directory: str | os.PathLike[str], *, device: str | torch.device
         BundleError: no bundle there, unknown scheme, wrong format version, unknown or ill-typed
             configuration key, changed byte, missing, extra or misshapen tensor; always by name.
     """
-
     return build_bundle(read_bundle(str(directory)), device=device)
 
 
