@@ -124,6 +124,15 @@ def test_stage1_is_degrade_clean_in_a_batch() -> None:
     assert batch["crops_B4CHW"].flags.c_contiguous
 
 
+def directions(image_HWC: np.ndarray) -> list[tuple[bool, bool]]:
+    """Whether each channel of `coordinates` changes downwards and to the right; a crop may be mirrored."""
+    changes = [
+        np.any(image_HWC != image_HWC[:1], axis=(0, 1)),
+        np.any(image_HWC != image_HWC[:, :1], axis=(0, 1)),
+    ]
+    return list(zip(*(change.tolist() for change in changes), strict=True))
+
+
 def test_clean_images_are_turned_and_their_channels_exchanged_before_they_are_degraded() -> None:
     options: dict[str, Any] = {"run_seed": 3, "crop": CROP}
     config = DegradeConfig(region=64)
@@ -137,6 +146,8 @@ def test_clean_images_are_turned_and_their_channels_exchanged_before_they_are_de
         # each channel of a crop tells which it was: rows and columns rise, blue is one value
         for turns, order in itertools.product(range(4), itertools.permutations(range(3))):
             turned_HWC = np.ascontiguousarray(np.rot90(clean_HWC, turns)[..., list(order)])
+            if directions(turned_HWC) != directions(batch["clean_BCHW"][place].transpose(1, 2, 0)):
+                continue
             sample = degrade_clean(
                 turned_HWC, epoch=epoch, image_index=image_id, config=config, **options
             )
