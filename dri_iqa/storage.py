@@ -102,6 +102,9 @@ def read_bytes(uri: str) -> bytes:
 def read_range(uri: str, offset: int, length: int) -> bytes:
     """A part of a file; less where the file ends before.
 
+    A remote file's length is asked for once, not for every part: one request a part, not two. So nobody may replace
+    it by a shorter one meanwhile; shards never are, and what is read from them is compared with its digest.
+
     Raises:
         FileNotFoundError: no such file.
         StorageError: the store refused or kept failing.
@@ -113,7 +116,41 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
             raise ShortReadError(f"{len(data)} of {length} bytes")
         return data
 
-    return with_file(uri, read)
+    system, path = _filesystem(uri)
+    if isinstance(system, fs.LocalFileSystem):
+        return with_file(uri, read)
+
+    def read_kept() -> bytes:
+        try:
+            data = read(_kept_open(_ByIdentity(system), path))
+            if len(data) == length:
+                return data
+        except OSError:
+            _kept_open.cache_clear()
+            raise
+        _kept_open.cache_clear()  # it may have grown since it was opened
+        return read(_kept_open(_ByIdentity(system), path))
+
+    return with_retries(read_kept, "read", uri)
+
+
+@dataclass(frozen=True)
+class _ByIdentity:
+    """A client as a key; keeps it alive, so that no other takes its identity."""
+
+    system: fs.FileSystem
+
+    def __hash__(self) -> int:
+        return id(self.system)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and other.system is self.system
+
+
+@lru_cache(maxsize=256)
+def _kept_open(client: _ByIdentity, path: str) -> pa.NativeFile:
+    """A remote file that knows its length. It holds no connection, and any thread may read from it."""
+    return client.system.open_input_file(path)
 
 
 def write_bytes(uri: str, data: bytes, *, verify: bool = False) -> None:

@@ -154,6 +154,23 @@ def test_object_store_round_trip(bucket: str) -> None:
         storage.read_bytes(f"{root}/none")
 
 
+def test_parts_of_a_file_are_a_request_each(
+    bucket: str, faulty: Callable[..., FaultyProxy]
+) -> None:
+    uri = f"{bucket}/shard"
+    storage.write_bytes(uri, bytes(range(200)))
+    proxy = faulty(rate=0.0)
+    parts = [storage.read_range(uri, 10 * part, 10) for part in range(20)]
+    assert b"".join(parts) == bytes(range(200))
+    assert proxy.seen["all"] == 21, "and one for its length"
+    assert storage.read_range(uri, 195, 10) == bytes(range(195, 200))
+    storage.write_bytes(uri, bytes(300))
+    assert storage.read_range(uri, 195, 10) == bytes(10), "it has become longer"
+    storage.delete(uri)
+    with pytest.raises(FileNotFoundError):
+        storage.read_range(uri, 0, 10)
+
+
 def test_large_files_arrive_in_parts(bucket: str, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "state").write_bytes(os.urandom(12 << 20))
