@@ -147,7 +147,7 @@ class _ByIdentity:
         return isinstance(other, _ByIdentity) and other.system is self.system
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)  # some 300 bytes each
 def _kept_open(client: _ByIdentity, path: str) -> pa.NativeFile:
     """A remote file that knows its length. It holds no connection, and any thread may read from it."""
     return client.system.open_input_file(path)
