@@ -125,9 +125,7 @@ def _score_chunk(bundle: str, source: Source, ids: list[int], crops: int | str) 
 
     torch.set_num_threads(1)
     reader = source.open()
-    table = load_model(bundle).score(
-        (reader.read(image_id)["bytes"] for image_id in ids), crops=crops
-    )
+    table = load_model(bundle).score((row["bytes"] for row in reader.read_each(ids)), crops=crops)
     table.index = pd.Index(ids, name="image_id")
     return table.drop(columns="image")
 

@@ -114,7 +114,7 @@ def _pooled(
 
     torch.set_num_threads(1)
     reader = source.open()
-    images = (reader.read(image_id)["bytes"] for image_id in ids)
+    images = (row["bytes"] for row in reader.read_each(ids))
     rows_NF = pooled_features(images, how.backbone, seed=how.seed, size=how.size)
     column = pa.FixedSizeListArray.from_arrays(rows_NF.ravel(), rows_NF.shape[1])
     stream = pa.BufferOutputStream()

@@ -6,7 +6,7 @@ bytes there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from dri_iqa.data.manifest import ShardReader, open_reader
 from dri_iqa.data.samples import (
     Streams,
     order_batch,
+    pick_sibling,
     sibling_index,
     stage1_batch,
     stage2_batch,
@@ -74,6 +75,7 @@ class Stage1Batches:
             leaders = np.array([leader_of[rows[number].image_id] for number in led], dtype=np.int64)
             own = (by_id[number].image_id for number in led)
             recipe_of = dict(zip(own, reader.ids_at(leaders), strict=True))
+        reader.expect(row.image_id for row in by_id)
         return stage1_batch(
             reader,
             by_id,
@@ -104,9 +106,11 @@ class OrderBatches:
         """The batch of a global step, see `order_batch`."""
         epoch, index = divmod(step, self.schedule.steps_per_epoch)
         reader = self.clean.open()
+        rows = _by_id(reader, self.schedule.batch(epoch, index, self.rank, self.world))
+        reader.expect(row.image_id for row in rows)
         return order_batch(
             reader,
-            _by_id(reader, self.schedule.batch(epoch, index, self.rank, self.world)),
+            rows,
             run_seed=self.run_seed,
             crop=self.crop,
             region=self.region,
@@ -148,9 +152,11 @@ class Stage2Batches:
         if self.streams.views and not self._siblings:
             self._siblings.update(sibling_index(reader.manifest.table(), self.train_ids))
         epoch, index = divmod(step, self.schedule.steps_per_epoch)
+        rows = self.schedule.batch(epoch, index, self.rank, self.world)
+        reader.expect(self._read_for(reader, rows))
         batch = stage2_batch(
             reader,
-            self.schedule.batch(epoch, index, self.rank, self.world),
+            rows,
             run_seed=self.run_seed,
             crop=self.crop,
             score_lo=self.score_lo,
@@ -168,6 +174,16 @@ class Stage2Batches:
         if self.order is not None:
             batch |= self.order(step)
         return batch
+
+    def _read_for(self, reader: ShardReader, rows: Sequence[Row]) -> Iterator[int]:
+        """Ids of the images and siblings that a batch reads; references come again soon, and are kept by the reader."""
+        for row in rows:
+            yield row.image_id
+            if self.streams.views:
+                image = reader.row(row.image_id)
+                sibling_id = pick_sibling(image, self._siblings, self.run_seed, row.epoch)
+                if sibling_id is not None:
+                    yield sibling_id
 
 
 def _by_id(reader: ShardReader, rows: Sequence[Row]) -> list[Row]:

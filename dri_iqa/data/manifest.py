@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -31,6 +32,8 @@ from dri_iqa.data.shards import FORMAT, ShardInfo
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.parquet"
+FETCHES = 16
+"""Requests that a reader has under way at an object store, whose answers take tens of milliseconds each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +167,12 @@ class ShardReader:
         self._images: OrderedDict[int, bytes] = OrderedDict()
         self._image_bytes, self._cache_bytes = 0, cache_bytes
         self._by_name: dict[str, int] | None = None
+        self._remote = storage.is_remote(manifest.directory)
+        self._coming: dict[int, Future[bytes]] = {}
 
     def ids_at(self, place_N: np.ndarray) -> list[int]:
         """Image ids by their place in the ascending order of all ids; the images proper come first."""
+        self._expect_pages(np.searchsorted(self._ends, place_N, side="right"))
         return [self._at(place, "image_id") for place in place_N.tolist()]
 
     def row(self, image_id: int) -> dict[str, Any]:
@@ -180,15 +186,42 @@ class ShardReader:
     def read(self, image_id: int) -> dict[str, Any]:
         """The page's row of an image and its encoded `bytes`."""
         shard, row = self._row(image_id)
+        coming = self._coming.pop(image_id, None)
         if image_id in self._images:
             self._images.move_to_end(image_id)
         else:
-            self._images[image_id] = self._fetch(shard, row)
+            self._images[image_id] = coming.result() if coming else self._fetch(shard, row)
             self._image_bytes += row["length"]
             while self._image_bytes > self._cache_bytes and len(self._images) > 1:
                 _, dropped = self._images.popitem(last=False)
                 self._image_bytes -= len(dropped)
         return row | {"bytes": self._images[image_id]}
+
+    def expect(self, image_ids: Iterable[int]) -> None:
+        """Begin to fetch what is about to be read, several images at a time, so that their answers are waited for once.
+
+        Does nothing where the data set is local. What was expected before and has not been read is given up.
+        """
+        if not self._remote:
+            return
+        wanted = dict.fromkeys(image_ids)
+        for image_id in [image_id for image_id in self._coming if image_id not in wanted]:
+            self._coming.pop(image_id).cancel()
+        places = np.searchsorted(self._first_ids, np.array(list(wanted), dtype=np.int64), "right")
+        self._expect_pages(np.maximum(places - 1, 0))
+        for image_id in wanted:
+            self._begin(image_id)
+
+    def read_each(self, image_ids: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """What `read` gives of each image, in order; an object store is asked for the next few meanwhile."""
+        waiting: deque[int] = deque()
+        for image_id in image_ids:
+            waiting.append(image_id)
+            if self._remote:
+                self._begin(image_id)
+            if len(waiting) == (FETCHES if self._remote else 1):
+                yield self.read(waiting.popleft())
+        yield from map(self.read, waiting)
 
     def neighbours(self, place: int) -> range:
         """Places of the images around a place that are of its group: in a clean set, all of that group."""
@@ -238,12 +271,34 @@ class ShardReader:
             self._pages.move_to_end(shard)
             return self._pages[shard]
         page = read_page(self.manifest.directory, self.manifest.shards[shard])
+        self._keep_page(shard, page)
+        return page
+
+    def _keep_page(self, shard: int, page: pa.Table) -> None:
         self._pages[shard] = page
         self._page_rows += page.num_rows
         while self._page_rows > self._cache_rows and len(self._pages) > 1:
             _, dropped = self._pages.popitem(last=False)
             self._page_rows -= dropped.num_rows
-        return page
+
+    def _expect_pages(self, shard_N: np.ndarray) -> None:
+        """Read the pages of some shards, several at a time, where an object store has them."""
+        missing = [shard for shard in np.unique(shard_N).tolist() if shard not in self._pages]
+        if not self._remote or len(missing) < 2:
+            return
+        infos = [self.manifest.shards[shard] for shard in missing]
+        pages = self._pool.map(lambda info: read_page(self.manifest.directory, info), infos)
+        for shard, page in zip(missing, pages, strict=True):
+            self._keep_page(shard, page)
+
+    def _begin(self, image_id: int) -> None:
+        """Fetch an image in the background."""
+        if image_id not in self._images and image_id not in self._coming:
+            self._coming[image_id] = self._pool.submit(self._fetch, *self._row(image_id))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
 
     def _fetch(self, shard: int, row: dict[str, Any]) -> bytes:
         name = self.manifest.shards[shard].name

@@ -100,7 +100,7 @@ def _statistics(
     """Pooled maps of every image, (F,), the mean over its crops."""
     reader = batches.scored.open()
     size = micro_batch(crop, device.type)
-    encoded = (reader.read(image_id)["bytes"] for image_id in ids)
+    encoded = (row["bytes"] for row in reader.read_each(ids))
     for place, loaded in load_ahead(encoded, crop, CROPS, False, DECODED_AHEAD):
         if isinstance(loaded, str):  # it was read at every epoch
             raise RuntimeError(f"image {ids[int(place)]} cannot be read: {loaded}")

@@ -50,7 +50,7 @@ def validation(
         network = stage.inference_model().eval()
         device = str(next(stage.parameters()).device)
         predicted, given = [], []
-        images = (reader.read(image_id)["bytes"] for image_id in split.val)
+        images = (row["bytes"] for row in reader.read_each(split.val))
         scored = score_images(
             network, images, crop=model.crop, crops=stage2.val_crops, device=device
         )

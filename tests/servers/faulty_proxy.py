@@ -7,12 +7,14 @@ what was asked, and the client cannot know.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import socketserver
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,6 +56,7 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.seen: Counter[str] = Counter()
         """Requests so far: `all`, and each kind of fault."""
+        self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
         self._thread.start()
@@ -72,6 +75,16 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
             if kind:
                 self.seen[kind] += 1
             return kind
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Counts the requests that wait for their answer at the same time."""
+        with self._lock:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        yield
+        with self._lock:
+            self._at_once -= 1
 
     def close(self) -> None:
         """Stop."""
@@ -115,7 +128,8 @@ class _Exchange(socketserver.StreamRequestHandler):
             if line.partition(":")[0].strip().lower() not in ("connection", "expect")
         ]
         request = "\r\n".join([first, *kept, "Connection: close", "", ""]).encode("latin-1")
-        answer = self._ask(request + body)
+        with self.server.under_way():
+            answer = self._ask(request + body)
         if fault is None:
             self.wfile.write(answer)
             return
