@@ -1,11 +1,36 @@
-"""Where the time of a training run goes: waiting for data, and everything else."""
+"""Where the time of a training run goes: waiting for data, and everything else; and how far a long count is."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+SAID_EVERY = 60.0
+"""Seconds between two words about how far a count is."""
+
+
+def told(
+    items: Iterable[T], count: int, what: str, kind: str, say: Callable[[str], object]
+) -> Iterator[T]:
+    """The same items; a word every so often while they come.
+
+    Args:
+        items: what is counted.
+        count: how many there will be.
+        what: what they are counted for.
+        kind: what they are, in the plural.
+        say: hears how far it is, and how long it goes on.
+    """
+    begun = said = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        if (now := time.monotonic()) - said > SAID_EVERY:
+            left = (now - begun) / number * (count - number)
+            say(f"{what}: {number} of {count} {kind}, {left / 60:.1f} min left")
+            said = now
 
 
 @dataclass

@@ -4,7 +4,6 @@ and on clean photographs degraded in steps where those are asked for (`model.com
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -26,14 +25,13 @@ from dri_iqa.pictures import load_ahead
 from dri_iqa.seeds import Purpose
 from dri_iqa.stages import TrainStage
 from dri_iqa.stages.base import to_float
+from pipelines.runtime.clock import told
 from pipelines.runtime.feeds import clean_parts, train_batches
 from pipelines.runtime.fit import RunSpec
 
 CROPS = "uniform4"
 """Crops of an image that its statistics are the mean of."""
 DECODED_AHEAD = 16
-SAID_EVERY = 60.0
-"""Seconds between two words about how far it is."""
 
 
 def with_companion(stage: TrainStage, spec: RunSpec, say: Callable[[str], object]) -> DRIIQA:
@@ -58,12 +56,14 @@ def with_companion(stage: TrainStage, spec: RunSpec, say: Callable[[str], object
     with seeded(seed, BACKBONE):
         companion = KernelCompanion(config, load_weights=True).to(device).eval()
     of_images = _statistics(companion, batches, ids, config.crop, device)
-    statistics_IF = _told(of_images, len(ids), "training images", say)
+    of_images = told(of_images, len(ids), "companion", "training images", say)
+    statistics_IF = torch.stack(list(of_images))
     score_I = torch.tensor([_score(batches, image_id) for image_id in ids], device=device)
     series_SLF = None
     if sizes.order_series:
         of_series = _series_statistics(companion, spec, sizes.order_series, config.crop, device)
-        series_SLF = _told(of_series, sizes.order_series, "series of levels", say)
+        of_series = told(of_series, sizes.order_series, "companion", "series of levels", say)
+        series_SLF = torch.stack(list(of_series))
     penalty, falling = companion.fit(statistics_IF, score_I, series_SLF)
     order = "" if falling is None else f"; {falling:.0%} of its steps from level to level fall"
     say(f"the companion is fitted on {len(ids)} training images (penalty {penalty:.3g}){order}")
@@ -73,21 +73,6 @@ def with_companion(stage: TrainStage, spec: RunSpec, say: Callable[[str], object
         | {f"companion.{name}": value for name, value in companion.state_dict().items()}
     )
     return whole.eval()
-
-
-def _told(
-    rows: Iterator[torch.Tensor], count: int, what: str, say: Callable[[str], object]
-) -> torch.Tensor:
-    """The rows as one tensor; a word every so often while they come."""
-    begun = told = time.monotonic()
-    found = []
-    for row in rows:
-        found.append(row)
-        if (now := time.monotonic()) - told > SAID_EVERY:
-            left = (now - begun) / len(found) * (count - len(found))
-            say(f"companion: {len(found)} of {count} {what}, {left / 60:.1f} min left")
-            told = now
-    return torch.stack(found)
 
 
 def _statistics(

@@ -27,7 +27,7 @@ from dri_iqa.stages.average import WeightAverage
 from dri_iqa.stages.base import Stage
 from dri_iqa.stages.selection import BestWeights
 from pipelines.runtime import snapshots
-from pipelines.runtime.clock import Clock
+from pipelines.runtime.clock import Clock, told
 from pipelines.runtime.failures import EveryRankError
 from pipelines.runtime.host import Host
 from pipelines.runtime.journal import JournalWriter
@@ -127,17 +127,23 @@ def _begin(training: Training, host: Host) -> None:
     """What the stage wants to know of its data before the first step."""
     stage, layout = training.stage.to(host.device), training.optim.channels_last
 
+    def say(line: str) -> None:
+        if host.rank == 0:
+            training.journal.post(run=training.key, say=line)
+
     def batches() -> Iterator[dict[str, Tensor]]:
-        for arrays in training.stream(0, training.steps_per_epoch):
+        count = training.steps_per_epoch
+        for arrays in told(
+            training.stream(0, count), count, "before the first step", "batches", say
+        ):
             yield _to_device(arrays, host.device, layout)
 
     def add(sums: Tensor) -> None:
         if host.world > 1:
             dist.all_reduce(sums)
 
-    line = stage.begin(batches, add)
-    if line and host.rank == 0:
-        training.journal.post(run=training.key, say=line)
+    if line := stage.begin(batches, add):
+        say(line)
 
 
 def _set_up(training: Training, host: Host) -> Optimisation:
