@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,9 @@ class Scenes:
 
     def ids_at(self, place_N: np.ndarray) -> list[int]:
         return place_N.tolist()
+
+    def expect(self, image_ids: Iterable[int]) -> None:
+        """They are made when they are read."""
 
     row = read
     reference_id = None
