@@ -3,7 +3,7 @@
     python benchmarks/store.py --images FOLDER [--latency-ms 30] [--csv benchmarks/results/store.csv]
 
 A data set is ingested and served on loopback as a bucket; every answer waits for the given time first, as an object
-store's do. The same process reads it in the three ways, by turns, and each way's median is printed.
+store's do. The same process reads it in each way and from local files, by turns; medians are printed.
 """
 
 from __future__ import annotations
