@@ -76,7 +76,7 @@ bench-data: $(READY)  ## Ray Data against a DataLoader, memory, ingest; one JSON
 
 submit: $(READY)  ## submit the main job to the running cluster that RAY_ADDRESS names
 	$(BIN)/python -m pipelines.runtime.package
-	$(BIN)/ray job submit --working-dir . -- python pipelines/full.py $(ARGS)
+	$(BIN)/ray job submit --working-dir . --runtime-env-json '{"env_vars": {"DRI_IQA_COMMIT": "$(COMMIT)"}}' -- python pipelines/full.py $(ARGS)
 
 clean:  ## remove the environment and caches; runs/ (data, models, registry) is kept
 	rm -rf $(VENV) $(S3) $(AUDIT) build dist *.egg-info .pytest_cache .ruff_cache

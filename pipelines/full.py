@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dri_iqa import storage
 from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.register import check, register_step
-from pipelines.report import RESTORED, make_report
+from pipelines.report import NO_ORDER, RESTORED, make_report
 from pipelines.runtime.config import replace_keys
 from pipelines.runtime.console import duration
 from pipelines.runtime.fit import Inputs, pretrain_spec
@@ -117,7 +118,12 @@ def report(job: Job, summary: dict[str, Any]) -> None:
         show_yardstick(job, summary["yardstick"])
     example, before = summary["test"]["example"], summary["untrained"]
     rows = [
-        ["test SROCC", f"{before['srocc']:.3f}", f"{summary['test']['srocc']:.3f}", "1"],
+        [
+            "test SROCC",
+            NO_ORDER if math.isnan(before["srocc"]) else f"{before['srocc']:.3f}",
+            f"{summary['test']['srocc']:.3f}",
+            "1",
+        ],
         [
             f"score of {example['name']}",
             f"{before['example']:.3f}",

@@ -6,6 +6,7 @@ Everything comes from what the job's steps left; only references are scored anew
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ FOLDER = "report"
 """Below the job's folder, and in MLflow."""
 RESTORED = "PSNR of {images} unseen images in dB, restored"
 """A row of what training changed."""
+NO_ORDER = "none: equal scores"
+"""The rank correlation of an untrained linear readout, which gives every image the same score."""
 Made = Mapping[str, Any]
 """Results of a job's steps: `stage2` and `test`; where there are, `stage1`, `untrained`, `yardstick`, `search`."""
 
@@ -207,7 +210,11 @@ def _before_and_after(made: Made) -> list[dict[str, Any]]:
         return []
     example, gain = tested["example"], made["stage2"].get("restoration")
     rows = [
-        {"what": "test SROCC", "before": before["srocc"], "after": tested["srocc"]},
+        {
+            "what": "test SROCC",
+            "before": NO_ORDER if math.isnan(before["srocc"]) else before["srocc"],
+            "after": tested["srocc"],
+        },
         {
             "what": f"score of {example['name']}",
             "before": before["example"],

@@ -28,6 +28,7 @@ SETTINGS = (
     *DATA,
     "stage1.optim.batch_size=8",
     f"stage1.optim.epochs={EPOCHS}",
+    "stage1.optim.t_max=300",  # so that a shorter training begins as this one does
     "stage1.optim.checkpoint_steps=4",
     "stage1.optim.preemption_steps=2",
     "stage1.probe.epochs=null",

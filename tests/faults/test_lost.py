@@ -1,6 +1,7 @@
 """One training to which everything happens: processes, nodes, the disk and the driver are lost, and the clock jumps.
 
-Each time it goes on, and it ends as if nothing had happened.
+Each time it goes on, and it ends as if nothing had happened. The last module of this folder by its name: timers of
+Ray's daemons stand still for minutes once the clock was set back, and whatever starts on the cluster waits for them.
 """
 
 from __future__ import annotations

@@ -61,3 +61,4 @@ def test_submit_checks_first() -> None:
     check, send = makefile.partition("\nsubmit:")[2].splitlines()[1:3]
     assert check.endswith("python -m pipelines.runtime.package")
     assert "ray job submit --working-dir ." in send
+    assert '{"env_vars": {"DRI_IQA_COMMIT": "$(COMMIT)"}}' in send

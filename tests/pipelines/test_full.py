@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from pipelines.runtime.feeds import clean_parts
 from pipelines.runtime.probing import clean_views
 from tests.browser import Browser
 from tests.pipelines import jobs
+from tests.pipelines.heads import NOTHING_LEFT
 
 pytestmark = pytest.mark.ray
 
@@ -77,6 +77,11 @@ def test_every_step_ran_and_said_so(finished) -> None:
     assert "dri-iqa score photo.jpg" in printed
     assert "mlflow ui" in printed
     assert "data=csv" in printed
+
+
+def test_nothing_is_left_on_the_cluster(finished) -> None:
+    """Of the search, the trainings and their streams."""
+    assert finished.left == NOTHING_LEFT
 
 
 def test_references_are_disjoint_between_parts(finished) -> None:
@@ -303,15 +308,6 @@ def test_the_command_line_finds_the_champion_by_itself(
         )
         assert scored.returncode == 0, scored.stderr
         assert load_bundle(bundle).digest[:12] in json.dumps(json.loads(scored.stdout)), scores
-
-
-def test_a_finished_job_says_so_and_trains_nothing(finished) -> None:
-    before = {path: os.stat(path).st_mtime_ns for path in finished.output.rglob("*.json")}
-    again = jobs.run("full", *finished.arguments)
-    assert again.returncode == 0, again.stderr
-    assert "finished before: nothing is trained again" in again.stdout
-    assert "[1/10]" not in again.stdout
-    assert {path: os.stat(path).st_mtime_ns for path in finished.output.rglob("*.json")} == before
 
 
 def test_batch_scoring_resumes_and_keeps_bad_files_as_rows(
