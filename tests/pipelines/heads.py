@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -69,10 +70,8 @@ class Head:
 @contextlib.contextmanager
 def head(folder: Path) -> Iterator[Head]:
     """Start a head with two CPUs and token authentication; it ends with the block."""
-    environment = jobs.environment() | {"HOME": str(folder), "RAY_AUTH_MODE": "token"}
-    subprocess.run(
-        ["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True
-    )
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    environment = jobs.environment() | token
     dashboard = _free_port()
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
