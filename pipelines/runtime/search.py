@@ -81,6 +81,7 @@ def search(
                     seed=config.seed,
                     metric=METRIC,
                     first=log.points() or first_point(config),
+                    told=log.begin,
                 ),
                 scheduler=ASHAScheduler(
                     time_attr="epoch",

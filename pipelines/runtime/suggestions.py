@@ -7,6 +7,7 @@ sampler for the whole search: started again, it would draw its first random poin
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,22 @@ class Suggestions(Searcher):
         seed: of the run.
         metric: what is maximised.
         first: values to try first, in order; those of the trials of a search that was killed.
+        told: is called with every suggestion, in order. Tune starts trials in whatever order their processes come up.
     """
 
     def __init__(
-        self, space: dict[str, Dimension], *, seed: int, metric: str, first: list[Values]
+        self,
+        space: dict[str, Dimension],
+        *,
+        seed: int,
+        metric: str,
+        first: list[Values],
+        told: Callable[[Values], None] = lambda values: None,
     ) -> None:
         super().__init__(metric=metric, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = {item.key: distribution(item) for item in space.values()}
-        self._seed, self._name, self._first = seed, metric, first
+        self._seed, self._name, self._first, self._told = seed, metric, first, told
         self._number: dict[str, int] = {}
         self._tried: list[Values] = []
         self._results: dict[int, float] = {}
@@ -48,6 +56,7 @@ class Suggestions(Searcher):
         values = self._first[number] if number < len(self._first) else self._ask(number)
         self._number[trial_id] = number
         self._tried.append(values)
+        self._told(values)
         return dict(values)
 
     def on_trial_complete(

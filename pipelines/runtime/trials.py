@@ -23,6 +23,11 @@ class TrialLog:
         self._uri = uri
         self.trials: dict[str, Any] = storage.read_json(uri) if storage.exists(uri) else {}
 
+    def begin(self, changes: dict[str, float]) -> None:
+        """The trial was suggested: a restart tries it in this place, whether it has reported anything or not."""
+        self._of(changes)
+        storage.write_json(self._uri, self.trials)
+
     def row(self, changes: dict[str, float], row: dict[str, float]) -> None:
         """Keep one report of a trial; an epoch that is reported again after a restart counts once."""
         trial = self._of(changes)
@@ -36,7 +41,7 @@ class TrialLog:
         storage.write_json(self._uri, self.trials)
 
     def points(self) -> list[dict[str, float]]:
-        """The values of all trials so far, in the order in which they first reported."""
+        """The values of all trials so far, in the order in which they were suggested."""
         return [trial["changes"] for trial in self._in_order()]
 
     def replay(self) -> dict[str, dict[str, Any]]:

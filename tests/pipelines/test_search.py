@@ -17,6 +17,7 @@ from pipelines.runtime.leftovers import held, left_behind
 from pipelines.runtime.search import first_point, search
 from pipelines.runtime.suggestions import Suggestions
 from pipelines.runtime.trial import trial_config
+from pipelines.runtime.trials import TrialLog
 from pipelines.search_report import report_search
 from tests.pipelines.hill import height, hill
 
@@ -62,6 +63,20 @@ def test_a_search_started_again_tries_what_an_undisturbed_one_does() -> None:
         assert tried(suggestions(undisturbed[:killed_after]), 16) == undisturbed
     assert len({str(values) for values in undisturbed}) == 16
     assert tried(suggestions(begin, seed=1), 3)[1:] != undisturbed[1:3]
+
+
+def test_trials_that_had_not_reported_are_tried_again_in_their_places(tmp_path: Path) -> None:
+    """A search is killed when its second trial has reported and its first has not."""
+    begin, space = first_point(compose("full", [])), compose("tune", []).search.space
+    undisturbed = tried(suggestions(begin), 3)
+    log = TrialLog(str(tmp_path / "trials.json"))
+    killed = Suggestions(space, seed=0, metric="val_srocc", first=begin, told=log.begin)
+    second = [killed.suggest(name) for name in ("t0", "t1")][1]
+    log.row(second, {"epoch": 1.0, "val_srocc": 0.5})
+
+    again = TrialLog(str(tmp_path / "trials.json"))
+    assert tried(suggestions(again.points()), 3) == undisturbed
+    assert sorted(len(trial["rows"]) for trial in again.trials.values()) == [0, 1]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
