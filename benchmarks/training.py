@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py --preset tiny model.crop=96
     OMP_NUM_THREADS=1 python benchmarks/training.py --precision fp32 [--give-back]    as processes with and without
                                                                                       `keep_memory`
+    OMP_NUM_THREADS=1 python benchmarks/training.py --profile --precision fp32 [...]    what a step's time goes into
 
 Both kinds of layers take steps on the same random batches by turns, in one run; `cpu_seconds` are the process's own, so
 that other work on the machine hardly counts. What differs is in `dri_iqa/models/mobile.py` and `norm.py`. Weights
@@ -96,6 +97,34 @@ def step(
     return time.process_time() - begun
 
 
+KINDS = {
+    "convolutions": "conv",
+    "matrix products": "mm linear attention",
+    "normalisation": "norm",
+    "activations, sums, products": "relu gelu silu sigmoid hardtanh softmax add mul div sub sum",
+    "copies and layouts": "copy cat stack contiguous clone fill zero index pad roll",
+    "optimiser": "adam foreach lerp addcdiv addcmul sqrt",
+}
+"""Part of a step -> words of which its operators' names contain one; the first that fits counts."""
+
+
+def profile(config: JobConfig, name: str, bf16: bool) -> dict[str, float]:
+    """Share of each kind of operator in a step's time, by the operators' own CPU time."""
+    stage, (_, batch) = build(config, name), batch_of(config, name)
+    optimizer = torch.optim.Adam(stage.parameter_groups())
+    step(stage, optimizer, batch, bf16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        step(stage, optimizer, batch, bf16)
+    shares: dict[str, float] = dict.fromkeys([*KINDS, "all else"], 0.0)
+    events = seen.key_averages()
+    whole = sum(event.self_cpu_time_total for event in events)
+    for event in events:
+        name_of = event.key.lower()
+        fits = (kind for kind, words in KINDS.items() if any(w in name_of for w in words.split()))
+        shares[next(fits, "all else")] += event.self_cpu_time_total / whole
+    return {kind: round(share, 3) for kind, share in shares.items()}
+
+
 def measure(config: JobConfig, name: str, bf16: bool) -> dict[str, Any]:
     """One row of the table."""
     stages = {"ours": build(config, name)}
@@ -127,6 +156,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--give-back", action="store_true", help="memory, as glibc does by default")
     parser.add_argument("--csv", type=Path, help="file to write")
+    parser.add_argument("--profile", action="store_true", help="only what a step's time goes into")
     given, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -136,6 +166,10 @@ def main() -> None:
     config = compose("full", [f"preset={given.preset}", *nothing, *overrides])
     bf16 = given.precision == "bf16"
     facts = {"preset": given.preset, "precision": given.precision, "give_back": given.give_back}
+    if given.profile:
+        for name in ("stage 1", "stage 2"):
+            print(name, profile(config, name, bf16))
+        return
     rows = [facts | measure(config, name, bf16) for name in ("stage 1", "stage 2")]
     for row in rows:
         print(row)
