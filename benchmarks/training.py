@@ -101,11 +101,13 @@ KINDS = {
     "convolutions": "conv",
     "matrix products": "mm linear attention",
     "normalisation": "norm",
-    "activations, sums, products": "relu gelu silu sigmoid hardtanh softmax add mul div sub sum",
+    "element by element": "relu gelu silu sigmoid hardtanh softmax add mul div sub sum sqrt lerp",
     "copies and layouts": "copy cat stack contiguous clone fill zero index pad roll",
-    "optimiser": "adam foreach lerp addcdiv addcmul sqrt",
 }
-"""Part of a step -> words of which its operators' names contain one; the first that fits counts."""
+"""Part of a step -> words of which its operators' names contain one; the first that fits counts.
+
+The optimiser's operators are element by element.
+"""
 
 
 def profile(config: JobConfig, name: str, bf16: bool) -> dict[str, float]:
